@@ -1,0 +1,63 @@
+"""The key of a text, the canonical form of slots, and the id of a rewrite: what a server imports to look rewrites up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+
+import polars as pl
+
+KEY_VERSION = 1
+
+
+def key(text: str) -> str:
+    """The key of a text: NFKC, lower case, white space folded; nothing more, in every language."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).lower()).strip()
+
+
+def key_expr(column: str | pl.Expr) -> pl.Expr:
+    """`key` over a string column, row for row the same (a test holds the two together).
+
+    Python's lower() and ``\\s`` differ from Rust's on a handful of code points (final sigma, dotted capital I, the
+    separators U+001C to U+001F), so distinct texts go through the Python function itself: one call per distinct
+    text, not per turn.
+    """
+    expr = pl.col(column) if isinstance(column, str) else column
+    return expr.map_batches(_key_series, return_dtype=pl.String)
+
+
+def _key_series(texts: pl.Series) -> pl.Series:
+    distinct = texts.drop_nulls().unique()
+    keys = pl.Series([key(t) for t in distinct], dtype=pl.String)
+    return texts.replace_strict(distinct, keys, default=None, return_dtype=pl.String)
+
+
+def canonical_slots(slots: str | None) -> str | None:
+    """Slots as JSON with sorted names, and values under the text key; None when it is null or not a JSON object.
+
+    >>> canonical_slots('{"b": "New  York", "a": 2}')
+    '{"a":"2","b":"new york"}'
+    """
+    if slots is None:
+        return None
+    try:
+        parsed = json.loads(slots)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(parsed, dict):
+        return None
+    values = {k: key(v if isinstance(v, str) else json.dumps(v, sort_keys=True, ensure_ascii=False)) for k, v in parsed.items()}
+    return json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def rewrite_id(locale: str, source: str, target: str) -> str:
+    """First 16 hex digits of sha256(`locale|source key|target key`)."""
+    return hashlib.sha256(f"{locale}|{source}|{target}".encode()).hexdigest()[:16]
+
+
+def rewrite_ids(locales: Iterable[str], sources: Iterable[str], targets: Iterable[str]) -> list[str]:
+    """`rewrite_id`, row by row."""
+    return [rewrite_id(*row) for row in zip(locales, sources, targets, strict=True)]
