@@ -1,0 +1,200 @@
+"""The configuration: one TOML file, every key with a default, a unit and a range; all errors are reported at once.
+
+Imports neither Beam nor Polars, so that `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UsageError
+
+
+def key(
+    default: Any, help: str, *, unit: str = "", low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A configuration key: its default, what it means, its unit and its range."""
+    metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Log:
+    """How the log is read."""
+
+    columns: dict[str, Any] = key({}, "contract column = name in your log; or {from = NAME, values = {theirs = ours}}")
+    timestamp_unit: str = key("", "unit of integer timestamps; without it they are refused", choices=("", "s", "ms", "us", "ns"))
+    locale: str = key("und", "locale of rows that have none (BCP 47)")
+    channel: str = key("", "channel of rows that have none", choices=("", "voice", "text"))
+    treatment: str = key(
+        "auto",
+        "was a live rewrite applied? auto: a rewrite_id column means it is logged, no column means unknown",
+        choices=("auto", "logged", "untouched", "unknown"),
+    )
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Where a session ends."""
+
+    gap: float = key(600.0, "a longer silence cuts a session", unit="seconds", low=1, high=86_400)
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """Who must have said a text before it may be released."""
+
+    k: int = key(3, "distinct users behind every released string, per locale", unit="users", low=2, high=10_000)
+
+
+@dataclass(frozen=True)
+class AskedAgain:
+    """The model of asked-again pairs and of served turns."""
+
+    sample_pairs: int = key(30_000, "pairs that a fit learns from", unit="pairs", low=100, high=10_000_000)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The text encoder."""
+
+    model: str = key("bundled:use-multilingual", "bundled:use-multilingual, ngrams, a folder, or a hub name")
+    device: str = key("auto", "auto takes CUDA, then MPS, then the CPU", choices=("auto", "cuda", "mps", "cpu"))
+    chunk: int = key(2_048, "texts of similar length that one worker encodes at a time", unit="texts", low=1, high=1_000_000)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """From votes to candidates."""
+
+    window: int = key(
+        30, "votes of so many days, up to the as-of date, choose candidates; 0 is all of them", unit="days", low=0, high=36_500
+    )
+    evidence_days: int = key(400, "votes older than this are gone from evidence too", unit="days", low=1, high=36_500)
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a release promises."""
+
+    expires: int = key(28, "a released rewrite ends after this, unless evidence renews it", unit="days", low=1, high=3_650)
+    renew: int = key(7, "a rewrite this near its end is renewed", unit="days", low=0, high=3_650)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run itself."""
+
+    seed: int = key(0, "every draw comes from this", low=0, high=2**31 - 1)
+    shard_turns: int = key(
+        60_000, "turns that one worker holds at a time; changes memory, never results", unit="turns", low=1, high=10_000_000
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of it, section by section."""
+
+    log: Log = Log()
+    sessions: Sessions = Sessions()
+    privacy: Privacy = Privacy()
+    asked_again: AskedAgain = AskedAgain()
+    embedding: Embedding = Embedding()
+    evidence: Evidence = Evidence()
+    release: Release = Release()
+    run: Run = Run()
+
+    def fingerprint(self, *sections: str) -> str:
+        """A hash of the sections that a table depends on (`"log"`), or of single keys (`"evidence.window"`)."""
+        chosen = {}
+        for name in sections:
+            section, _, one = name.partition(".")
+            value = getattr(self, section)
+            chosen[name] = getattr(value, one) if one else dataclasses.asdict(value)
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def load(path: str | None) -> Config:
+    """The configuration in `path`, or the defaults. Raises UsageError with every error that the file has."""
+    if not path:
+        return Config()
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"--config {path}: there is no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: not valid TOML: {error}") from None
+    return from_dict(raw, path)
+
+
+def from_dict(raw: dict[str, Any], where: str = "configuration") -> Config:
+    """A Config from parsed TOML. Raises UsageError with every error at once."""
+    errors: list[str] = []
+    sections = {f.name: f.default.__class__ for f in fields(Config)}
+    built: dict[str, Any] = {}
+    for name, values in raw.items():
+        if name not in sections:
+            errors.append(f"[{name}] is not a section; there are {', '.join(sections)}")
+            continue
+        if not isinstance(values, dict):
+            errors.append(f"{name} = {values!r} should be a section: [{name}]")
+            continue
+        known = {f.name: f for f in fields(sections[name])}
+        good = {}
+        for k, v in values.items():
+            if k not in known:
+                errors.append(f"{name}.{k} is not a key; [{name}] has {', '.join(known)}")
+                continue
+            problem, value = _check(known[k], v)
+            if problem:
+                errors.append(f"{name}.{k} = {v!r}: {problem}")
+            else:
+                good[k] = value
+        built[name] = sections[name](**good)
+    if errors:
+        raise UsageError(f"{where} has {len(errors)} error(s):\n  " + "\n  ".join(errors))
+    return Config(**built)
+
+
+def _check(f: dataclasses.Field[Any], value: Any) -> tuple[str, Any]:
+    want = type(f.default) if f.default is not dataclasses.MISSING else dict
+    if want is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, want) or (want is not bool and isinstance(value, bool)):
+        return f"should be {_TYPES[want]}, is {_TYPES.get(type(value), type(value).__name__)}", None
+    low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
+    if low is not None and not low <= value <= high:
+        return f"should be between {low} and {high} {f.metadata['unit']}".rstrip(), None
+    if choices and value not in choices:
+        return f"should be one of {', '.join(repr(c) for c in choices)}", None
+    return "", value
+
+
+_TYPES = {int: "a whole number", float: "a number", str: "a string", dict: "a table", bool: "true or false", list: "a list"}
+
+
+def describe() -> str:
+    """Every key with its default, unit, range and meaning, as TOML that can be saved and edited."""
+    lines = []
+    for section in fields(Config):
+        lines += [f"[{section.name}]  # {section.default.__class__.__doc__}"]
+        for f in fields(section.default.__class__):
+            m = f.metadata
+            default = {} if f.default is dataclasses.MISSING else f.default
+            rng = f"{m['low']} to {m['high']}" if m["low"] is not None else " | ".join(repr(c) for c in m["choices"])
+            notes = ", ".join(x for x in (rng, m["unit"]) if x)
+            value = "{}" if default == {} else json.dumps(default)
+            lines.append(f"{f.name} = {value}  # {m['help']}" + (f" ({notes})" if notes else ""))
+        lines.append("")
+    return "\n".join(lines)

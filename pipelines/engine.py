@@ -1,0 +1,150 @@
+"""The Beam side that every job shares: how a run is started, and how tables are read and written inside one.
+
+What flows between steps is Arrow IPC buffers or small descriptions of work, never one Python object per turn. (Slices
+of a table pickle their whole parent: emit buffers.) Each job ends in a PCollection of receipts, one per file written;
+the launcher publishes the partitions that they make up.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import apache_beam as beam
+import polars as pl
+import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
+from tqdm import tqdm
+
+from pipelines.context import Context
+from pipelines.errors import UsageError
+from pipelines.store import FileEntry, Manifest, Store
+
+
+def to_ipc(table: pa.Table | pl.DataFrame) -> bytes:
+    """An Arrow IPC buffer: what crosses a shuffle."""
+    table = table.to_arrow() if isinstance(table, pl.DataFrame) else table
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def from_ipc(buffer: bytes) -> pa.Table:
+    return pa.ipc.open_stream(buffer).read_all()
+
+
+def conform(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+    """The frame's columns in the order and types of a contract, extra columns after them. Raises KeyError on a missing one."""
+    extra = [c for c in frame.columns if c not in schema.names]
+    table = frame.select(*schema.names, *extra).to_arrow()
+    fields = [*schema, *(pa.field(c, _plain(table.schema.field(c).type)) for c in extra)]
+    return table.cast(pa.schema(fields))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_large_string(kind) or str(kind) == "string_view" else kind
+
+
+def receipt(table: str, partition: str, entry: FileEntry, **counts: Any) -> dict[str, Any]:
+    """What a worker tells the launcher about one file it wrote aside."""
+    return {"table": table, "partition": partition, "entry": vars(entry), "counts": counts}
+
+
+def beam_options(context: Context) -> PipelineOptions:
+    """Our `--runner` and `--workers` as Beam's own options."""
+    o = context.options
+    args = list(o.beam)
+    if o.runner == "local":
+        args += ["--runner=FnApiRunner"]  # DirectRunner would try to download Prism first
+        if o.workers > 1:
+            args += [f"--direct_num_workers={o.workers}", "--direct_running_mode=multi_processing"]
+    elif o.runner == "prism":
+        args += ["--runner=PrismRunner"]
+        if os.environ.get("SAYAGAIN_PRISM"):
+            args += [f"--prism_location={os.environ['SAYAGAIN_PRISM']}"]
+    elif o.runner == "spark":
+        args += ["--runner=SparkRunner"]
+    elif o.runner == "dataflow":
+        if not context.store.root.startswith("gs://"):
+            raise UsageError(
+                f"--runner dataflow needs a lake that its workers can reach, such as gs://bucket/lake, not {context.store.root}"
+            )
+        args += ["--runner=DataflowRunner"]
+    if o.workers > 1 and o.runner != "local":
+        raise UsageError(f"--workers goes with --runner local; with {o.runner} use --beam, such as --beam=--num_workers={o.workers}")
+    return PipelineOptions(args, save_main_session=False)
+
+
+class _KeepReceipts(beam.DoFn):
+    def __init__(self, store: Store, path: str):
+        self._store, self._path = store, path
+
+    def process(self, receipts: list[dict[str, Any]]) -> Iterable[None]:
+        self._store.put(self._path, json.dumps(receipts).encode())
+        return ()
+
+
+def execute(context: Context, name: str, work: Sequence[Any], transform: beam.PTransform, *, expect: int = 0) -> list[dict[str, Any]]:
+    """Run one job's composite transform over its work items and return the receipts of its files.
+
+    `work`: small picklable descriptions, one per unit of work. `expect`: how many files the progress bar waits for.
+    """
+    attempt = f"{context.attempt}/{name}"
+    path = f"_attempts/{attempt}/receipts.json"
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    with _progress(context, name, attempt, expect), beam.Pipeline(options=beam_options(context)) as pipeline:
+        _ = (
+            pipeline
+            | "work" >> beam.Create(list(work), reshuffle=False)
+            | "spread" >> beam.Reshuffle()
+            | name >> transform
+            | "receipts" >> beam.combiners.ToList()
+            | "keep receipts" >> beam.ParDo(_KeepReceipts(context.store, path))
+        )
+    found = json.loads(context.store.get(path))
+    context.store.delete([path])
+    key = lambda r: (r["table"], r["partition"], -1 if r["entry"]["bucket"] is None else r["entry"]["bucket"], r["entry"]["path"])  # noqa: E731
+    return sorted(found, key=key)
+
+
+class _progress:
+    """A bar that counts the files written aside so far: it works with every runner."""
+
+    def __init__(self, context: Context, name: str, attempt: str, expect: int):
+        self._context, self._attempt = context, attempt
+        self._bar = tqdm(
+            total=expect or None, desc=name, unit="file", leave=False, delay=1.0, disable=None if not context.options.quiet else True
+        )
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._done.wait(1.0):
+            self._bar.n = len(self._context.store.list(f"_attempts/{self._attempt}"))
+            self._bar.refresh()
+
+    def __enter__(self) -> None:
+        if not self._bar.disable:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._bar.close()
+
+
+def publish(context: Context, name: str, receipts: list[dict[str, Any]], manifests: Iterable[Manifest]) -> None:
+    """Publish partitions whose files the receipts name, in the order given."""
+    files: dict[tuple[str, str], list[FileEntry]] = {}
+    for r in receipts:
+        files.setdefault((r["table"], r["partition"]), []).append(FileEntry(**r["entry"]))
+    for m in manifests:
+        entries = tuple(files.get((m.table, m.partition), ())) + m.files
+        context.store.publish(f"{context.attempt}/{name}", Manifest(**vars(m) | {"files": entries}))
+    context.store.clear_attempt(f"{context.attempt}/{name}")

@@ -1,0 +1,222 @@
+"""One options dataclass per job; the command line is made from them, and a job is built from nothing else.
+
+Imports neither Beam nor Polars, so that `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field, fields
+from datetime import date
+from typing import Any
+
+from pipelines.errors import UsageError
+
+RUNNERS = ("local", "prism", "spark", "dataflow")
+
+
+def opt(
+    default: Any, help: str, *, name: str = "", metavar: str = "", choices: tuple[str, ...] = (), kind: Any = None, many: bool = False
+) -> Any:
+    """A command-line option: its default and what it does."""
+    return field(default=default, metadata={"help": help, "name": name, "metavar": metavar, "choices": choices, "kind": kind, "many": many})
+
+
+def day(text: str) -> date:
+    """A date of the command line."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date; write it as 2026-01-31") from None
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What every job takes."""
+
+    lake: str = opt("", "where everything is kept: a folder, or s3://bucket/prefix, gs://bucket/prefix", metavar="DIR")
+    config: str | None = opt(None, "TOML file; `sayagain config` prints one with every key", metavar="FILE")
+    runner: str = opt("local", "Beam runner", choices=RUNNERS)
+    workers: int = opt(1, "worker processes of the local runner", kind=int, metavar="N")
+    beam: tuple[str, ...] = opt(
+        (), "an option handed to Beam as it is, such as --beam=--project=NAME; may be repeated", metavar="ARG", many=True
+    )
+    quiet: bool = opt(False, "no progress on the terminal")
+
+    def validate(self) -> None:
+        """Raises UsageError before anything is started."""
+        if not self.lake:
+            raise UsageError("--lake is missing: name the folder that holds (or will hold) everything, such as --lake ./lake")
+        if self.runner not in RUNNERS:
+            raise UsageError(f"--runner {self.runner!r}: should be one of {', '.join(RUNNERS)}")
+        if self.workers < 1:
+            raise UsageError(f"--workers {self.workers}: should be 1 or more")
+        start, end = getattr(self, "start", None), getattr(self, "end", None)
+        if start and end and start > end:
+            raise UsageError(f"--from {start} is after --to {end}")
+
+
+@dataclass(frozen=True)
+class DatedOptions(JobOptions):
+    """A job over daily partitions."""
+
+    start: date | None = opt(None, "first day, UTC; default: the first there is", name="from", kind=day, metavar="DATE")
+    end: date | None = opt(None, "last day, UTC; default: the last there is", name="to", kind=day, metavar="DATE")
+
+
+@dataclass(frozen=True)
+class IngestOptions(DatedOptions):
+    """Reads logs into the lake: maps columns, scrubs personal data, replaces user ids, cuts sessions, rejects bad rows.
+
+    Example: sayagain ingest --logs 'logs/{date}/*.parquet' --lake ./lake --from 2026-01-01 --to 2026-01-07
+    """
+
+    logs: tuple[str, ...] = opt(
+        (),
+        "Parquet or JSON Lines (.jsonl, .gz, .zst): files, folders, globs, patterns with {date}; any Beam path",
+        metavar="PATH",
+        many=True,
+    )
+    dry_run: bool = opt(False, "show five mapped and scrubbed rows and the plan; write nothing")
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.logs:
+            raise UsageError("--logs is missing: name at least one file, folder, glob or {date} pattern")
+        for path in self.logs:
+            if "{date}" in path and not (self.start and self.end):
+                raise UsageError(f"--logs {path}: a {{date}} pattern needs --from and --to")
+
+
+@dataclass(frozen=True)
+class FitOptions(DatedOptions):
+    """Learns, from the log alone, when users ask again and when a turn has failed; makes the model current.
+
+    Example: sayagain fit --lake ./lake
+    """
+
+
+@dataclass(frozen=True)
+class DetectOptions(DatedOptions):
+    """Scores pairs of turns (asked again?) and turns (failed?), and casts the votes of each user.
+
+    Example: sayagain detect --lake ./lake --from 2026-01-07 --to 2026-01-07
+    """
+
+
+@dataclass(frozen=True)
+class AsOfOptions(JobOptions):
+    """A job over the evidence through one day."""
+
+    as_of: date | None = opt(None, "evidence through the end of this day, UTC; default: the last day in the lake", kind=day, metavar="DATE")
+    window: str | None = opt(
+        None, "how many days of votes choose candidates, or all; default: evidence.window of the configuration", metavar="DAYS|all"
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if self.window is not None and self.window != "all" and not (self.window.isdigit() and int(self.window) > 0):
+            raise UsageError(f"--window {self.window!r}: should be a number of days, or all")
+
+
+@dataclass(frozen=True)
+class EmbedOptions(AsOfOptions):
+    """Embeds the texts of the window that k users said, and both sides of asked-again pairs; a text is embedded once ever.
+
+    Example: sayagain embed --lake ./lake
+    """
+
+
+@dataclass(frozen=True)
+class LinkOptions(AsOfOptions):
+    """Joins wordings of one goal, across users and languages, into the goal graph; goals keep their ids.
+
+    Example: sayagain link --lake ./lake
+    """
+
+
+@dataclass(frozen=True)
+class AggregateOptions(AsOfOptions):
+    """Turns votes into candidates: rewrites, labels and pairs, proposed or not, each with the reason.
+
+    Example: sayagain aggregate --lake ./lake
+    """
+
+
+@dataclass(frozen=True)
+class ReleaseOptions(AsOfOptions):
+    """Gates the candidates and publishes a release, or refuses it and says why. Exit 3: refused.
+
+    Example: sayagain release --lake ./lake
+    """
+
+
+@dataclass(frozen=True)
+class MineOptions(IngestOptions):
+    """The main job: ingest, fit (if there is no model), detect, embed, link, aggregate, release. Skips what is finished.
+
+    Example: sayagain mine --logs logs.parquet --lake ./lake
+    """
+
+    window: str | None = opt(
+        None, "how many days of votes choose candidates, or all; default: evidence.window of the configuration", metavar="DAYS|all"
+    )
+    refit: bool = opt(False, "fit a new model even though there is one; rebuilds the daily tables of the window")
+    each_day: bool = opt(False, "one release a day, instead of one as of the last day")
+
+    def validate(self) -> None:
+        super().validate()
+        AsOfOptions(lake=self.lake, window=self.window).validate()
+
+
+@dataclass(frozen=True)
+class ExplainOptions(AsOfOptions):
+    """What was mined for a text and on what evidence, or why nothing was released. Shows only texts that k users share.
+
+    Example: sayagain explain "play the beetles" --lake ./lake
+    """
+
+    text: str = opt("", "what a user said", metavar="TEXT")
+    locale: str | None = opt(None, "only this locale", metavar="LOCALE")
+    private: bool = opt(False, "also show texts that fewer than k users share")
+
+
+def add_arguments(parser: argparse.ArgumentParser, options: type, positional: tuple[str, ...] = ()) -> None:
+    """One flag per field of an options dataclass."""
+    for f in fields(options):
+        m = f.metadata
+        if not m:
+            continue
+        kw: dict[str, Any] = {"help": m["help"].replace("%", "%%")}
+        if f.name not in positional:
+            kw["dest"] = f.name
+        if isinstance(f.default, bool):
+            kw |= {"action": "store_true"}
+        else:
+            kw |= {"default": f.default}
+            if m["choices"]:
+                kw["choices"] = m["choices"]
+            if m["kind"]:
+                kw["type"] = m["kind"]
+            if m["metavar"]:
+                kw["metavar"] = m["metavar"]
+            if m["many"]:
+                kw["nargs" if f.name == "logs" else "action"] = "+" if f.name == "logs" else "append"
+            elif f.default not in (None, "", ()):
+                kw["help"] += f" (default: {f.default})"
+        flag = f.name if f.name in positional else "--" + (m["name"] or f.name).replace("_", "-")
+        parser.add_argument(flag, **kw)
+
+
+def from_namespace(options: type, namespace: argparse.Namespace) -> Any:
+    """The options dataclass, filled and validated."""
+    values = {f.name: getattr(namespace, f.name) for f in fields(options) if f.metadata}
+    made = options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    made.validate()
+    return made
+
+
+def replace_as(options: type, source: Any, **changes: Any) -> Any:
+    """Another job's options with what `source` has in common with it: how `mine` starts its stages."""
+    names = {f.name for f in fields(options)}
+    return options(**{k: v for k, v in vars(source).items() if k in names} | changes)
