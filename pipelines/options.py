@@ -42,6 +42,7 @@ class JobOptions:
         (), "an option handed to Beam as it is, such as --beam=--project=NAME; may be repeated", metavar="ARG", many=True
     )
     quiet: bool = opt(False, "no progress on the terminal")
+    json: bool = opt(False, "print a one-line JSON summary on stdout, for scripts")
 
     def validate(self) -> None:
         """Raises UsageError before anything is started."""
@@ -94,6 +95,8 @@ class FitOptions(DatedOptions):
 
     Example: sayagain fit --lake ./lake
     """
+
+    if_missing: bool = opt(False, "do nothing when the lake has a model")
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,31 @@ class MineOptions(IngestOptions):
     def validate(self) -> None:
         super().validate()
         AsOfOptions(lake=self.lake, window=self.window).validate()
+
+
+@dataclass(frozen=True)
+class VerifyOptions(JobOptions):
+    """Checks every file of a release against its manifest and counts its rows. Exit 1: a file is gone or was changed.
+
+    Example: sayagain verify --lake ./lake
+    """
+
+    release: str = opt("LATEST", "release id", metavar="ID")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Makes a multilingual log, mines it, and ends with the release and its report.
+
+    Example: sayagain demo --out ./demo
+    """
+
+    out: str = opt("demo", "folder for the log and the lake", metavar="DIR")
+    seed: int = opt(0, "another seed makes another world", kind=int, metavar="N")
+    quiet: bool = opt(False, "no progress on the terminal")
+
+    def validate(self) -> None:
+        """Nothing can be wrong."""
 
 
 @dataclass(frozen=True)

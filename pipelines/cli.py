@@ -1,0 +1,113 @@
+"""The command line. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import textwrap
+from typing import Any
+
+from pipelines import options as o
+from pipelines.errors import SayagainError
+
+# command -> (module with main(options), options dataclass or "module:class", positional fields)
+COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
+    "mine": ("pipelines.mine", o.MineOptions, ()),
+    "ingest": ("pipelines.mine:ingest", o.IngestOptions, ()),
+    "fit": ("pipelines.mine:fit", o.FitOptions, ()),
+    "detect": ("pipelines.mine:detect", o.DetectOptions, ()),
+    "embed": ("pipelines.mine:embed", o.EmbedOptions, ()),
+    "link": ("pipelines.mine:link", o.LinkOptions, ()),
+    "aggregate": ("pipelines.mine:aggregate", o.AggregateOptions, ()),
+    "release": ("pipelines.mine:release", o.ReleaseOptions, ()),
+    "explain": ("pipelines.explain", o.ExplainOptions, ("text",)),
+    "verify": ("pipelines.verify", o.VerifyOptions, ()),
+    "simulate": ("pipelines.simulate.job", "pipelines.simulate.options:SimulateOptions", ()),
+    "demo": ("pipelines.demo", o.DemoOptions, ()),
+}
+
+ABOUT = """\
+sayagain reads an assistant's interaction logs and, with no human annotation, turns what users did next into a
+gated release of query rewrites, utterance labels, goals and training pairs, in any language.
+
+  sayagain demo                                     make a log, mine it, open the report
+  sayagain mine --logs log.parquet --lake ./lake    the main job: everything below, in order
+  sayagain explain "TEXT" --lake ./lake             the evidence for or against anything"""
+
+
+def _options(entry: Any) -> type:
+    if isinstance(entry, str):
+        module, _, name = entry.partition(":")
+        return getattr(importlib.import_module(module), name)
+    return entry
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser; only the options of `command` are built, so that the rest need not be imported."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="sayagain", description=ABOUT, formatter_class=formatter)
+    parser.add_argument("--version", action="store_true", help="print the version")
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands (COMMAND --help teaches each)")
+    for name, (_, entry, positional) in COMMANDS.items():
+        doc = textwrap.dedent("    " + (_options(entry).__doc__ or "")) if not isinstance(entry, str) or name == command else ""
+        first = doc.strip().split("\n")[0] if doc else "Makes a log of a simulated assistant, to try your settings on."
+        one = sub.add_parser(name, help=first.replace("%", "%%"), description=doc.strip() or first, formatter_class=formatter)
+        if name == command:
+            o.add_arguments(one, _options(entry), positional)
+    config = sub.add_parser("config", help="Prints the configuration, every key with its default, unit, range and meaning.")
+    config.add_argument("--file", help="check this file and print what it sets", metavar="FILE")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. 0: done, or nothing new; 1: error; 2: wrong usage; 3: a gate refused the release."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = next((a for a in argv if not a.startswith("-")), None)
+    parser = build_parser(command)
+    namespace = parser.parse_args(argv)
+    try:
+        if namespace.version:
+            from importlib.metadata import version
+
+            print(f"sayagain {version('sayagain')}")
+            return 0
+        if namespace.command is None:
+            parser.print_help()
+            return 0
+        if namespace.command == "config":
+            return _config(namespace.file)
+        module, entry, _ = COMMANDS[namespace.command]
+        options = o.from_namespace(_options(entry), namespace)
+        module, _, function = module.partition(":")
+        _calm()
+        return int(getattr(importlib.import_module(module), function or "main")(options) or 0)
+    except SayagainError as error:
+        print(f"sayagain: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("sayagain: stopped; the same command goes on from the last finished table", file=sys.stderr)
+        return 130
+
+
+def _config(path: str | None) -> int:
+    from pipelines import config
+
+    if path:
+        print(json.dumps(config.load(path).as_dict(), indent=1))
+    else:
+        print(config.describe())
+    return 0
+
+
+def _calm() -> None:
+    """Libraries that talk to a hub or to their makers do not, unless the user says so."""
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
