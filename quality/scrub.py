@@ -27,7 +27,7 @@ MIN_PHONE: Final = 7
 MAX_PHONE: Final = 15  # E.164
 CARD_DIGITS: Final = range(12, 20)  # ISO/IEC 7812
 
-# Dashes of Unicode (category Pd and the minus sign) and characters that show nothing: zero-width, bidi, soft hyphen, keycap parts.
+# Dashes of Unicode (category Pd and the minus sign) and what shows nothing: zero-width, bidi, soft hyphen, keycaps.
 DASHES: Final = r"\-\u058a\u05be\u1400\u1806\u2010-\u2015\u2212\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d\u301c\u3030\u30a0\U00010ead"
 HIDDEN: Final = (
     r"\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff\u20e3\U000e0000-\U000e0fff"
@@ -171,9 +171,9 @@ def _scrub_distinct(texts: pl.Series, suspect: str, one: Callable[[str], tuple[s
     found = rows.unique().filter(pl.col("text").str.normalize("NFKC").str.contains(suspect))["text"].to_list()
     hits: list[tuple[Any, ...]] = []
     for text in found:
-        clean, counts = one(text)
-        if counts or clean != text:
-            hits.append((text, clean, *(min(counts.get(kind, 0), 9999) for kind in KINDS)))
+        done, counts = one(text)
+        if counts or done != text:
+            hits.append((text, done, *(min(counts.get(kind, 0), 9999) for kind in KINDS)))
     if not hits:
         none = pl.DataFrame({kind: pl.zeros(len(texts), pl.Int16, eager=True) for kind in KINDS})
         return rows["text"].alias(texts.name), none

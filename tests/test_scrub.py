@@ -59,7 +59,8 @@ def test_goes(text: str, clean: str) -> None:
     "text",
     [
         "at 10:30 on 2026-11-22", "2026-11-22 10:30", "22.11.2026", "12/11/2026 at 5", "turn to 101.5", "$1,000,000,000", "1.000.000.000",
-        "3@2.50", "message @john", "192.168.1.1", "what is 100 + 2500000", "room 1234567", "<mail>", "4⃣1⃣", "５度", "Ångström ﬁne ½", "", "@",
+        "3@2.50",
+        "message @john", "192.168.1.1", "what is 100 + 2500000", "room 1234567", "<mail>", "4⃣1⃣", "５度", "Ångström ﬁne ½", "", "@",
     ],
 )  # fmt: skip
 def test_stays_as_it_was(text: str) -> None:
