@@ -7,11 +7,12 @@ the launcher publishes the partitions that they make up.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -137,6 +138,15 @@ class _progress:
         if self._thread.is_alive():
             self._thread.join()
         self._bar.close()
+
+
+@contextlib.contextmanager
+def leases(context: Context, partitions: Iterable[str]) -> Iterator[None]:
+    """Hold one lease per day, so that days run side by side and no day runs twice."""
+    with contextlib.ExitStack() as stack:
+        for name in sorted(partitions):
+            stack.enter_context(context.store.lease(name))
+        yield
 
 
 def publish(context: Context, name: str, receipts: list[dict[str, Any]], manifests: Iterable[Manifest]) -> None:

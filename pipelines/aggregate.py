@@ -1,0 +1,94 @@
+"""`aggregate`: votes become candidates: rewrites, labels and pairs, proposed or not, each with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date
+from typing import Any
+
+import apache_beam as beam
+import polars as pl
+
+from pipelines import engine, link, shards, window
+from pipelines.context import Context
+from pipelines.errors import LakeError
+from pipelines.plan import Plan, Todo
+from pipelines.shards import Shard
+from pipelines.store import Manifest, Store
+from rewrite import contracts
+from rewrite.contracts import CANDIDATES
+
+VERSION = 1
+READS = {"votes": contracts.VOTES.names, "goals": contracts.GOALS.names}
+WRITES = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
+
+
+class Decide(beam.DoFn):
+    """The window's evidence and goals -> candidate tables; emits receipts."""
+
+    def __init__(self, store: Store, attempt: str, as_of: date, k: int, goals: Manifest):
+        self._store, self._attempt, self._as_of, self._k, self._goals = store, attempt, as_of, k, goals
+
+    def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
+        from rewrite.evidence import candidates
+
+        goals = pl.concat([pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._goals.files])
+        found = candidates(window.merged(element[1]), goals, as_of=self._as_of, k=self._k)
+        for name, schema in CANDIDATES.items():
+            frame = getattr(found, name)
+            entry = self._store.attempt(self._attempt, "candidates", f"as_of={self._as_of}/{name}", engine.conform(frame, schema))
+            proposed = int((frame["decision"] == "proposed").sum())
+            yield engine.receipt("candidates", f"as_of={self._as_of}/{name}", entry, proposed=proposed)
+
+
+class Aggregate(beam.PTransform):
+    """Shards of votes, one per bucket of users -> receipts of the candidate tables."""
+
+    def __init__(self, store: Store, *decide: Any):
+        super().__init__()
+        self._store, self._decide = store, Decide(store, *decide)
+
+    def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:
+        return work | "evidence" >> window.GatherEvidence(self._store) | "decide" >> beam.ParDo(self._decide)
+
+
+def _fingerprint(context: Context, as_of: date) -> str:
+    goals = context.store.manifest("goals", f"as_of={as_of}")
+    return window.fingerprint(context, as_of, goals.content if goals else "", context.config.fingerprint("privacy"), str(VERSION))
+
+
+def plan(context: Context) -> Plan:
+    """The candidates of the as-of date, unless they were made from the same votes and goals."""
+    as_of = context.as_of()
+    if as_of is None or not window.manifests(context, as_of):
+        return Plan(skip="there are no votes to aggregate")
+    have = context.store.manifest("candidates", f"as_of={as_of}/pairs")
+    if have and have.fingerprint == _fingerprint(context, as_of):
+        return Plan(skip=f"the candidates of {as_of} are made")
+    if have and link.released(context.store, as_of):
+        return Plan(skip=f"the candidates of {as_of} were released, and as-of tables are never rebuilt: the next as-of sees the change")
+    return Plan([Todo("candidates", f"as_of={as_of}", "votes, goals or settings changed" if have else "never made")])
+
+
+def run(context: Context, report: Any) -> None:
+    """Make the candidates of the as-of date."""
+    p = plan(context)
+    if p.skip:
+        report.skipped = p.skip
+        return
+    as_of = context.as_of()
+    assert as_of is not None  # the plan says so
+    window.refuse_older(context, "candidates", as_of)
+    goals = context.store.manifest("goals", f"as_of={as_of}")
+    if goals is None:
+        raise LakeError(f"there are no goals as of {as_of}; run `sayagain link --lake {context.options.lake} --as-of {as_of}` first")
+    transform = Aggregate(context.store, f"{context.attempt}/aggregate", as_of, context.config.privacy.k, goals)
+    with context.store.lease("as_of"):
+        work = shards.by_bucket(window.manifests(context, as_of))
+        receipts = engine.execute(context, "aggregate", work, transform, expect=len(CANDIDATES))
+        fingerprint = _fingerprint(context, as_of)
+        counts = {r["partition"]: r["counts"] for r in receipts}
+        made = [Manifest("candidates", p, "aggregate", fingerprint, counts=counts[p]) for p in (f"as_of={as_of}/{n}" for n in CANDIDATES)]
+        engine.publish(context, "aggregate", receipts, made)
+    report.counts = {f"{r['partition'].split('/')[1]} proposed": r["counts"]["proposed"] for r in receipts}
+    report.counts["considered"] = sum(r["entry"]["rows"] for r in receipts)

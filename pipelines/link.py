@@ -1,0 +1,136 @@
+"""`link`: wordings of one goal, across users and languages, become one goal with a stable id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import polars as pl
+
+from pipelines import embed, engine, shards, window
+from pipelines.context import Context
+from pipelines.errors import LakeError
+from pipelines.plan import Plan, Todo
+from pipelines.shards import Shard
+from pipelines.store import Manifest, Store
+from rewrite import contracts
+
+VERSION = 1
+READS = {"votes": contracts.VOTES.names, "embeddings": ["key", "vector"], "goals": contracts.GOALS.names}
+WRITES = {"goals": contracts.GOALS.names, "goal_edges": contracts.GOAL_EDGES.names, "goal_changes": contracts.GOAL_CHANGES.names}
+SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CHANGES, "goals": contracts.GOALS}  # goals last
+
+
+class BuildGoals(beam.DoFn):
+    """The window's evidence -> the goal graph of every locale together; emits receipts."""
+
+    def __init__(self, store: Store, attempt: str, as_of: date, k: int, embeddings: Manifest | None, last: Manifest | None, seed: int):
+        self._store, self._attempt, self._as_of, self._k = store, attempt, as_of, k
+        self._embeddings, self._last, self._seed = embeddings, last, seed
+
+    def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
+        from rewrite import goals
+        from rewrite.evidence import Options
+        from rewrite.pool import MILLION, build
+
+        pool = build(window.merged(element[1]), shards.empty(contracts.GOALS), Options(k=self._k))
+        texts = pool.texts.filter(~pl.col("placeholder"))
+        links = (
+            pool.asks.group_by("s", "t")
+            .agg(users=pl.len().cast(pl.Int64), weight=pl.col("value").sum() / MILLION)
+            .join(pool.texts.select(pl.col("id").alias("s"), "locale", pl.col("utterance").alias("source")), on="s")
+            .join(pool.texts.select(pl.col("id").alias("t"), pl.col("utterance").alias("target")), on="t")
+            .select("locale", "source", "target", "users", "weight")
+        )
+        linked = pl.concat([links.select("locale", utterance="source"), links.select("locale", utterance="target")]).unique()
+        texts = texts.join(linked.with_columns(linked=True), on=["locale", "utterance"], how="left")
+        texts = texts.filter((pl.col("users") >= self._k) | pl.col("linked")).sort("locale", "utterance")
+        served = (
+            pool.meanings.join(pool.texts.select("id", "locale", "utterance"), on="id")
+            .select("locale", "utterance", "intent", "slots", "users", weight=pl.col("served") / MILLION)
+            .join(texts.select("locale", "utterance"), on=["locale", "utterance"], how="semi")
+        )
+        links = links.join(texts.select("locale", source="utterance"), on=["locale", "source"], how="semi").join(
+            texts.select("locale", target="utterance"), on=["locale", "target"], how="semi"
+        )
+        vectors = embed.vectors(self._store, self._embeddings, texts["utterance"])
+        last = None
+        if self._last is not None:
+            parts = [pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._last.files]
+            last = pl.concat(parts) if parts else None
+        graph = goals.build_goals(texts.select("locale", "utterance", "users", "served"), vectors, links, served, last, seed=self._seed)
+        partition = f"as_of={self._as_of}"
+        for table, schema in SCHEMAS.items():
+            frame = getattr(graph, {"goals": "goals", "goal_edges": "edges", "goal_changes": "changes"}[table])
+            entry = self._store.attempt(self._attempt, table, partition, engine.conform(frame, schema))
+            goals_n = frame["goal_id"].n_unique() if table == "goals" else 0
+            yield engine.receipt(table, partition, entry, goals=goals_n, embedded=0 if vectors is None else int(np.isfinite(vectors[:, 0]).sum()))
+
+
+class Link(beam.PTransform):
+    """Shards of votes, one per bucket of users -> receipts of goals, edges and changes."""
+
+    def __init__(self, store: Store, *build: Any):
+        super().__init__()
+        self._store, self._build = store, BuildGoals(store, *build)
+
+    def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:
+        return work | "evidence" >> window.GatherEvidence(self._store) | "build goals" >> beam.ParDo(self._build)
+
+
+def predecessor(store: Store, table: str, as_of: date) -> Manifest | None:
+    """The newest partition of an as-of table before the date."""
+    earlier = [m for p, m in store.manifests(table).items() if p < f"as_of={as_of}"]
+    return earlier[-1] if earlier else None
+
+
+def _fingerprint(context: Context, as_of: date) -> str:
+    embeddings, last = embed.current(context), predecessor(context.store, "goals", as_of)
+    more = [embeddings.partition if embeddings else "", last.content if last else ""]
+    return window.fingerprint(context, as_of, context.config.fingerprint("privacy", "run.seed"), *more, str(VERSION))
+
+
+def plan(context: Context) -> Plan:
+    """The goals of the as-of date, unless they were made from the same votes."""
+    as_of = context.as_of()
+    if as_of is None or not window.manifests(context, as_of):
+        return Plan(skip="there are no votes to link")
+    have = context.store.manifest("goals", f"as_of={as_of}")
+    if have and have.fingerprint == _fingerprint(context, as_of):
+        return Plan(skip=f"the goals of {as_of} are made")
+    if have and released(context.store, as_of):
+        return Plan(skip=f"the goals of {as_of} were released, and as-of tables are never rebuilt: the next as-of sees the change")
+    return Plan([Todo("goals", f"as_of={as_of}", "votes, settings or the last goals changed" if have else "never made")])
+
+
+def released(store: Store, as_of: date) -> bool:
+    """Was a release published as of this day?"""
+    return store.exists(f"asof/{as_of}.json")
+
+
+def run(context: Context, report: Any) -> None:
+    """Make the goal graph of the as-of date."""
+    p = plan(context)
+    if p.skip:
+        report.skipped = p.skip
+        return
+    as_of = context.as_of()
+    assert as_of is not None  # the plan says so
+    window.refuse_older(context, "goals", as_of)
+    have = embed.current(context)
+    if have is None:
+        raise LakeError(f"no text was embedded by {context.config.embedding.model}; run `sayagain embed --lake {context.options.lake}` first")
+    attempt = f"{context.attempt}/link"
+    transform = Link(
+        context.store, attempt, as_of, context.config.privacy.k, have, predecessor(context.store, "goals", as_of), context.config.run.seed
+    )
+    with context.store.lease("as_of"):
+        receipts = engine.execute(context, "link", shards.by_bucket(window.manifests(context, as_of)), transform, expect=len(SCHEMAS))
+        fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"
+        counts = next(r["counts"] for r in receipts if r["table"] == "goals")
+        engine.publish(context, "link", receipts, [Manifest(t, partition, "link", fingerprint, counts=counts) for t in SCHEMAS])
+    texts = sum(r["entry"]["rows"] for r in receipts if r["table"] == "goals")
+    report.counts = {"texts": texts, "goals": counts["goals"]}

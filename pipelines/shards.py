@@ -1,0 +1,73 @@
+"""Units of work over published tables: which files one worker reads at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+
+import polars as pl
+import pyarrow as pa
+
+from pipelines.store import FileEntry, Manifest, Store
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some buckets of some days of one table, read whole."""
+
+    table: str
+    files: tuple[tuple[str, FileEntry], ...]  # (partition, file)
+
+    @property
+    def rows(self) -> int:
+        return sum(f.rows for _, f in self.files)
+
+
+def partition(day: date) -> str:
+    return f"date={day}"
+
+
+def by_size(manifests: Iterable[Manifest], rows: int) -> list[Shard]:
+    """Shards of about `rows` rows; how they are cut never changes a result, because a file holds whole users of a day."""
+    shards: list[Shard] = []
+    files: list[tuple[str, FileEntry]] = []
+    table = ""
+    for m in manifests:
+        table = m.table
+        for f in m.files:
+            if files and sum(g.rows for _, g in files) + f.rows > rows:
+                shards.append(Shard(table, tuple(files)))
+                files = []
+            files.append((m.partition, f))
+    return [*shards, Shard(table, tuple(files))] if files else shards
+
+
+def by_bucket(manifests: Iterable[Manifest]) -> list[Shard]:
+    """One shard per bucket: all days of the same users."""
+    buckets: dict[int, list[tuple[str, FileEntry]]] = {}
+    table = ""
+    for m in manifests:
+        table = m.table
+        for f in m.files:
+            buckets.setdefault(f.bucket or 0, []).append((m.partition, f))
+    return [Shard(table, tuple(files)) for _, files in sorted(buckets.items())]
+
+
+def read(store: Store, shard: Shard, columns: list[str] | None = None) -> pl.DataFrame:
+    """The shard's rows, with `date` (from the partition) and `bucket`."""
+    frames = []
+    for name, entry in shard.files:
+        table = store.read_file(entry, columns)
+        frame = pl.DataFrame(pl.from_arrow(table))
+        frames.append(
+            frame.with_columns(
+                date=pl.lit(date.fromisoformat(name.removeprefix("date=")), pl.Date), bucket=pl.lit(entry.bucket or 0, pl.Int32)
+            )
+        )
+    return pl.concat(frames)
+
+
+def empty(schema: pa.Schema) -> pl.DataFrame:
+    """No rows of a contract."""
+    return pl.DataFrame(pl.from_arrow(schema.empty_table()))

@@ -1,0 +1,278 @@
+"""What can be said in one language, how it is heard, and what the assistant makes of it.
+
+Everything is decided once per text, so the assistant serves a text always or never (but for rare passing errors): that is
+how deterministic assistants fail, and what makes rewriting worth while. All arrays are small; `play` only looks things up.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from pipelines.simulate.hearing import Ear
+from rewrite.text import key
+
+NO_MATCH = -1
+"""In `Language.meaning`: the assistant did not understand."""
+
+ZIPF_GOALS = 0.8  # the top goal gets about 9 % of the requests; real assistants are as skewed or more
+ZIPF_WORDINGS = 0.7  # the usual wording of an intent gets about 27 % of first requests
+HEARD_AS = 8  # misheard forms per wording of a goal; few, so that users share them, as they do in real logs
+UNSUPPORTED = 2  # intents that the assistant understands at best and never carries out
+EXCEPTIONS = 0.12  # share of (goal, wording) that go against what holds for the wording: known words, unknown value, or the other way
+STILL_UNDERSTOOD = 0.6  # share of misheard forms with the value intact that mean to the assistant what the right form means
+
+
+@dataclass(frozen=True)
+class Language:
+    """One language of a world. G goals, W wordings at most per intent, V misheard forms, T texts, M meanings."""
+
+    locale: str
+    spec: dict[str, Any]  # the wordings file
+    goals: list[str]  # G goal ids such as "alarm_set|time=h7", the same in every language
+    goal_intent: np.ndarray  # int (G,): index into `intents`
+    intents: list[str]
+    goal_cdf: np.ndarray  # float (G,): popularity, cumulated
+    siblings: np.ndarray  # int (G, 3): goals of the same intent that tend to be asked next; itself when there is none
+    routine: np.ndarray  # int (G, 2): goals of other intents that tend to be asked next
+    wording_cdf: np.ndarray  # float (intents, W): how usual each wording is, cumulated
+    said: np.ndarray  # int (G, W): text of a wording
+    heard: np.ndarray  # int (G, W, V): text of a misheard wording
+    texts: list[str]  # T texts, each its own key
+    meaning: np.ndarray  # int (T,): the goal, or further meaning, that the assistant takes it for; NO_MATCH
+    works: np.ndarray  # bool (T,): whether the action can be carried out
+    confidence: np.ndarray  # float (T,)
+    meanings: list[tuple[str, str]]  # M: (intent, slots as JSON); the first G are the goals
+    known: np.ndarray  # bool (intents, W): wordings that the assistant was taught
+
+    def number(self, texts: list[str]) -> np.ndarray:
+        """Text numbers (n,) of the keys of texts; -1 for one that nobody says in this world."""
+        at = _index(self.locale, tuple(self.texts))
+        return np.array([at.get(key(t), -1) for t in texts], dtype=np.int64)
+
+    def serves(self, texts: list[str], goals: list[str]) -> np.ndarray:
+        """Whether the assistant, given each text, does what each goal asks: bool (n,). Unknown texts and goals: False."""
+        at = {g: i for i, g in enumerate(self.goals)}
+        t, g = self.number(texts), np.array([at.get(x, -2) for x in goals], dtype=np.int64)
+        return (t >= 0) & self.works[t] & (self.meaning[t] == g)
+
+
+@lru_cache(maxsize=8)
+def _index(locale: str, texts: tuple[str, ...]) -> dict[str, int]:
+    return {t: i for i, t in enumerate(texts)}
+
+
+def wordings(locale: str) -> dict[str, Any]:
+    """The wordings file of a language."""
+    return tomllib.loads((files("pipelines.simulate") / "wordings" / f"{locale}.toml").read_text(encoding="utf-8"))
+
+
+def generator(*what: int | str) -> np.random.Generator:
+    """A random generator of its own for everything that is drawn: the same whatever else is drawn before."""
+    return np.random.Generator(np.random.PCG64([zlib.crc32(w.encode()) if isinstance(w, str) else w for w in what]))
+
+
+@lru_cache(maxsize=8)
+def build(locale: str, seed: int, unknown: float) -> Language:
+    """The world of one language.
+
+    Args:
+        locale: one of `options.LOCALES`.
+        seed: decides which wordings are unknown, what is misheard and how, and what is popular.
+        unknown: share of wordings that the assistant does not understand.
+    """
+    spec, rng = wordings(locale), generator(seed, locale, "world")
+    intents = list(spec["intents"])
+    goals, surface, goal_intent = _goals(spec)
+    g_n, w_n = len(goals), max(len(i["wordings"]) for i in spec["intents"].values())
+    of_intent = [np.flatnonzero(goal_intent == i) for i in range(len(intents))]
+
+    weight = (1.0 + rng.permutation(g_n)) ** -ZIPF_GOALS
+    usual = np.zeros((len(intents), w_n))
+    for i, name in enumerate(intents):
+        n = len(spec["intents"][name]["wordings"])
+        usual[i, :n] = (1.0 + np.arange(n)) ** -ZIPF_WORDINGS
+    known = _known(usual > 0, unknown, rng)
+    unsupported = np.zeros(len(intents), bool)
+    unsupported[rng.choice(len(intents), UNSUPPORTED, replace=False)] = True
+
+    teller = _Teller(spec, intents, goals, surface, goal_intent, of_intent, rng)
+    said = np.full((g_n, w_n), -1)
+    for g, i in enumerate(goal_intent):
+        for w, wording in enumerate(spec["intents"][intents[i]]["wordings"]):
+            exception = rng.random() < EXCEPTIONS
+            said[g, w] = teller.tell(key(wording.format(**surface[g])), g, known[i, w] != exception, bool(unsupported[i]))
+    heard = _misheard(teller, said, of_intent, goal_intent, surface, rng)
+    said = np.where(said < 0, said[:, :1], said)
+
+    return Language(
+        locale, spec, goals, goal_intent, intents, _cdf(weight), _siblings(of_intent, goal_intent, weight, rng),
+        _routine(goal_intent, weight, rng), _cdf(usual), said, heard, teller.texts, np.array(teller.meaning), np.array(teller.works),
+        np.round(_confidence(np.array(teller.meaning), np.array(teller.right), rng), 4), teller.meanings, known,
+    )  # fmt: skip
+
+
+def flip(language: Language, share: float, seed: int) -> np.ndarray:
+    """`heard` from the day on which misheard forms change their meaning: int (G, W, V).
+
+    A share of the misheard forms that are not served change places with forms of another goal of about the same popularity:
+    what users of one goal were heard as, users of the other are heard as now. Traffic and failures stay as they were.
+    """
+    rng, heard = generator(seed, language.locale, "flip"), language.heard.copy()
+    goal = np.broadcast_to(np.arange(heard.shape[0])[:, None, None], heard.shape)
+    fails = ~(language.works[heard] & (language.meaning[heard] == goal))
+    at = np.flatnonzero(fails.ravel() & (rng.random(heard.size) < share))
+    popularity = np.diff(language.goal_cdf, prepend=0.0)
+    form = np.unravel_index(at, heard.shape)
+    # by the rank of the misheard form, then by the popularity of the goal: partners are said about equally often
+    at = at[np.lexsort((at, -popularity[form[0]], form[1], form[2]))]
+    half = at.size // 2
+    a, b = at[: 2 * half : 2], at[1 : 2 * half : 2]
+    other = goal.ravel()[a] != goal.ravel()[b]
+    flat = heard.ravel()
+    flat[a[other]], flat[b[other]] = flat[b[other]].copy(), flat[a[other]].copy()
+    return flat.reshape(heard.shape)
+
+
+class _Teller:
+    """Gives every text its number and, once, what the assistant makes of it."""
+
+    def __init__(self, spec: dict, intents: list[str], goals: list[str], surface: list[dict], goal_intent: np.ndarray, of_intent: list, rng):
+        self.texts: list[str] = []
+        self.number: dict[str, int] = {}
+        self.meaning: list[int] = []
+        self.works: list[bool] = []
+        self.right: list[bool] = []  # served to the one for whose goal the text was first told
+        self.meanings = [(intents[goal_intent[g]], json.dumps(surface[g], sort_keys=True, ensure_ascii=False)) for g in range(len(goals))]
+        self.bare = len(goals)  # meanings from here on: an intent whose value was not caught
+        self.meanings += [(name, "{}") for name in intents]
+        self.intent, self.of_intent, self.rng = goal_intent, of_intent, rng
+        self.slots = [bool(spec["intents"][name]["slots"]) for name in intents]
+        self.same_value: dict[str, list[int]] = {}
+        for g, goal in enumerate(goals):
+            self.same_value.setdefault(goal.partition("|")[2], []).append(g)
+        self.value = [goal.partition("|")[2] for goal in goals]
+
+    def tell(self, text: str, goal: int, understood: bool, unsupported: bool = False) -> int:
+        """The number of a text that is said for a goal. What it means is decided when it is first seen."""
+        if text in self.number:
+            return self.number[text]
+        if unsupported and self.rng.random() < 0.5:
+            meaning, works = goal, False
+        elif understood and not unsupported:
+            meaning, works = goal, True
+        else:
+            meaning, works = self.mistake(goal)
+        return self.add(text, goal, meaning, works)
+
+    def add(self, text: str, goal: int, meaning: int, works: bool) -> int:
+        """A new text and what the assistant makes of it."""
+        self.number[text] = len(self.texts)
+        self.texts.append(text)
+        self.meaning.append(meaning)
+        self.works.append(works)
+        self.right.append(works and meaning == goal)
+        return self.number[text]
+
+    def mistake(self, goal: int) -> tuple[int, bool]:
+        """How it goes wrong: not understood, right but the action fails, the value lost, or taken for another goal."""
+        u, i = self.rng.random(), self.intent[goal]
+        if u < 0.25:
+            return NO_MATCH, False
+        if u < 0.33:
+            return goal, False
+        if u < 0.53 and self.slots[i]:
+            return self.bare + int(i), True
+        if u < 0.73 and len(self.of_intent[i]) > 1:
+            return int(self.rng.choice(self.of_intent[i][self.of_intent[i] != goal])), True
+        others = [g for g in self.same_value[self.value[goal]] if self.intent[g] != i] if self.value[goal] else []
+        if others and u < 0.9:
+            return int(self.rng.choice(others)), True
+        return int(self.rng.choice(np.flatnonzero(self.intent != i))), True
+
+
+def _goals(spec: dict) -> tuple[list[str], list[dict[str, str]], np.ndarray]:
+    """Goal ids, the slot values as they are said, and the intent of each."""
+    goals: list[str] = []
+    surface: list[dict[str, str]] = []
+    intent: list[int] = []
+    for i, (name, it) in enumerate(spec["intents"].items()):
+        combos: list[dict[str, str]] = [{}]
+        for slot in it["slots"]:
+            combos = [c | {slot: v} for c in combos for v in spec["values"][slot]]
+        for c in combos:
+            goals.append(f"{name}|" + "|".join(f"{s}={v}" for s, v in sorted(c.items())))
+            surface.append({s: spec["values"][s][v] for s, v in c.items()})
+            intent.append(i)
+    return goals, surface, np.array(intent)
+
+
+def _known(there: np.ndarray, unknown: float, rng: np.random.Generator) -> np.ndarray:
+    """Wordings that the assistant was taught: usual ones rather than rare ones, two of an intent at least."""
+    rank = np.arange(there.shape[1])
+    chance = unknown * (0.6 + 0.8 * rank / max(there.shape[1] - 1, 1))  # .6 of the share for the most usual, 1.4 for the rarest
+    known = there & (rng.random(there.shape) >= chance)
+    for i in np.flatnonzero(known.sum(1) < 2):
+        known[i, rng.choice(np.flatnonzero(there[i]), 2, replace=False)] = True
+    return known
+
+
+def _misheard(teller: _Teller, said: np.ndarray, of_intent: list, goal_intent: np.ndarray, surface: list[dict], rng) -> np.ndarray:
+    """Misheard forms of every wording: int (G, W, V)."""
+    heard = np.zeros((*said.shape, HEARD_AS), dtype=np.int64)
+    ear = Ear(teller.texts, rng)
+    for g, i in enumerate(goal_intent):
+        values = list(surface[g].values())
+        for w, t in enumerate(said[g]):
+            if t < 0:  # this intent has fewer wordings; its weight is 0
+                continue
+            for v in range(HEARD_AS):
+                if values and len(of_intent[i]) > 1 and rng.random() < 0.06:  # heard as the same wording with another value
+                    heard[g, w, v] = said[rng.choice(of_intent[i][of_intent[i] != g]), w]
+                    continue
+                text = ear.mishear(teller.texts[t])
+                if text in teller.number:
+                    heard[g, w, v] = teller.number[text]
+                    continue
+                intact = all(key(x) in text for x in values)
+                same = intact and rng.random() < STILL_UNDERSTOOD
+                meaning, works = (teller.meaning[t], teller.works[t]) if same else teller.mistake(g)
+                if not intact and meaning == g:  # the value is gone: it cannot have been caught
+                    meaning = NO_MATCH
+                heard[g, w, v] = teller.add(text, g, meaning, works)
+    return heard
+
+
+def _siblings(of_intent: list, goal_intent: np.ndarray, weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    out = np.repeat(np.arange(len(goal_intent))[:, None], 3, axis=1)
+    for g, i in enumerate(goal_intent):
+        others = of_intent[i][of_intent[i] != g]
+        if others.size:
+            p = weight[others] / weight[others].sum()
+            out[g] = rng.choice(others, 3, p=p)
+    return out
+
+
+def _routine(goal_intent: np.ndarray, weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    out = rng.choice(len(goal_intent), (len(goal_intent), 2), p=weight / weight.sum())
+    same = goal_intent[out] == goal_intent[:, None]
+    return np.where(same, (out + len(goal_intent) // 2) % len(goal_intent), out)
+
+
+def _confidence(meaning: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The assistant's confidence per text: high when right, not much lower when wrong, low when it did not understand."""
+    sure, unsure = 1 - rng.beta(1.0, 8.0, meaning.size), rng.beta(4.0, 1.7, meaning.size)
+    none = 0.15 + 0.25 * rng.random(meaning.size)
+    return np.where(meaning == NO_MATCH, none, np.maximum(np.where(right, sure, unsure), 0.41))
+
+
+def _cdf(weight: np.ndarray) -> np.ndarray:
+    total = np.cumsum(weight, axis=-1)
+    return total / total[..., -1:]

@@ -1,0 +1,68 @@
+"""The votes of a window, reduced to evidence: what `link` and `aggregate` both start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date
+
+import apache_beam as beam
+import polars as pl
+
+from pipelines import engine, shards
+from pipelines.context import Context
+from pipelines.errors import LakeError
+from pipelines.plan import digest
+from pipelines.shards import Shard
+from pipelines.store import Manifest, Store
+from rewrite import evidence
+from rewrite.contracts import VOTES
+
+Tables = dict[str, bytes]  # evidence table -> Arrow IPC buffer
+
+
+def manifests(context: Context, as_of: date) -> list[Manifest]:
+    """The published votes of the window, in the order of their days."""
+    have = context.store.manifests("votes")
+    return [have[shards.partition(d)] for d in context.window(as_of)]
+
+
+def fingerprint(context: Context, as_of: date, *more: str) -> str:
+    """A hash of the window's votes and of what else a table was made from."""
+    return digest([f"{m.partition} {m.content}" for m in manifests(context, as_of)] + list(more))
+
+
+def refuse_older(context: Context, table: str, as_of: date) -> None:
+    """As-of tables are made in the order of their dates. Raises LakeError for a date before the newest."""
+    newest = max((p.removeprefix("as_of=")[:10] for p in context.store.manifests(table)), default="")
+    if newest > str(as_of):
+        raise LakeError(
+            f"--as-of {as_of}: {table} already reach {newest}, and as-of tables are made in the order of their dates; "
+            "take a later date (late rows are seen by the next one), or a new lake"
+        )
+
+
+class Reduce(beam.DoFn):
+    """Votes of whole users over the window -> additive evidence tables without user keys."""
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    def process(self, shard: Shard) -> Iterable[tuple[int, Tables]]:
+        votes = shards.read(self._store, shard, VOTES.names).drop("bucket")
+        yield 0, {name: engine.to_ipc(t) for name, t in evidence.bucket_evidence(votes).items()}
+
+
+class GatherEvidence(beam.PTransform):
+    """Shards of votes, one per bucket of users -> the merged evidence, as one element of IPC buffers."""
+
+    def __init__(self, store: Store):
+        super().__init__()
+        self._store = store
+
+    def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[tuple[int, Iterable[Tables]]]:
+        return work | "reduce" >> beam.ParDo(Reduce(self._store)) | "gather" >> beam.GroupByKey()
+
+
+def merged(parts: Iterable[Tables]) -> dict[str, pl.DataFrame]:
+    """What GatherEvidence's element holds, added up."""
+    return evidence.merge_evidence({n: pl.DataFrame(pl.from_arrow(engine.from_ipc(b))) for n, b in p.items()} for p in parts)
