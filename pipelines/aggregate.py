@@ -9,7 +9,7 @@ from typing import Any
 import apache_beam as beam
 import polars as pl
 
-from pipelines import engine, link, shards, window
+from pipelines import engine, registry, shards, window
 from pipelines.context import Context
 from pipelines.errors import LakeError
 from pipelines.plan import Plan, Todo
@@ -65,7 +65,7 @@ def plan(context: Context) -> Plan:
     have = context.store.manifest("candidates", f"as_of={as_of}/pairs")
     if have and have.fingerprint == _fingerprint(context, as_of):
         return Plan(skip=f"the candidates of {as_of} are made")
-    if have and link.released(context.store, as_of):
+    if have and registry.released_as_of(context.store, as_of):
         return Plan(skip=f"the candidates of {as_of} were released, and as-of tables are never rebuilt: the next as-of sees the change")
     return Plan([Todo("candidates", f"as_of={as_of}", "votes, goals or settings changed" if have else "never made")])
 

@@ -12,17 +12,12 @@ from typing import Any
 
 from pipelines import options as o
 from pipelines.errors import SayagainError
+from pipelines.jobs import ORDER, run_one
 
-# command -> (module with main(options), options dataclass or "module:class", positional fields)
+# command -> (module with main(options), options dataclass or where it is, positional fields)
 COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "mine": ("pipelines.mine", o.MineOptions, ()),
-    "ingest": ("pipelines.mine:ingest", o.IngestOptions, ()),
-    "fit": ("pipelines.mine:fit", o.FitOptions, ()),
-    "detect": ("pipelines.mine:detect", o.DetectOptions, ()),
-    "embed": ("pipelines.mine:embed", o.EmbedOptions, ()),
-    "link": ("pipelines.mine:link", o.LinkOptions, ()),
-    "aggregate": ("pipelines.mine:aggregate", o.AggregateOptions, ()),
-    "release": ("pipelines.mine:release", o.ReleaseOptions, ()),
+    **{name: ("pipelines.jobs", options, ()) for name, options in ORDER.items()},
     "explain": ("pipelines.explain", o.ExplainOptions, ("text",)),
     "verify": ("pipelines.verify", o.VerifyOptions, ()),
     "simulate": ("pipelines.simulate.job", "pipelines.simulate.options:SimulateOptions", ()),
@@ -81,9 +76,10 @@ def main(argv: list[str] | None = None) -> int:
             return _config(namespace.file)
         module, entry, _ = COMMANDS[namespace.command]
         options = o.from_namespace(_options(entry), namespace)
-        module, _, function = module.partition(":")
         _calm()
-        return int(getattr(importlib.import_module(module), function or "main")(options) or 0)
+        if namespace.command in ORDER:
+            return run_one(namespace.command, options)
+        return int(importlib.import_module(module).main(options) or 0)
     except SayagainError as error:
         print(f"sayagain: {error}", file=sys.stderr)
         return error.exit_code

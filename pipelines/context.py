@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -40,17 +41,34 @@ class StageReport:
 class Context:
     """One run on one lake."""
 
-    def __init__(self, options: JobOptions, *, make: bool = False):
-        """`make`: create the lake when it is not there (ingest does; readers say so instead)."""
+    def __init__(self, options: JobOptions, *, make: bool = False, dry: bool = False):
+        """`make`: create the lake when it is not there (ingest does; readers say so instead). `dry`: it may stay away."""
         self.options = options
         self.config = configuration.load(options.config)
-        if not make and "://" not in options.lake and not Path(options.lake).is_dir():
+        if dry and "://" not in options.lake and not Path(options.lake).is_dir():
+            options = dataclasses.replace(options, lake="memory://")
+        elif not make and "://" not in options.lake and not Path(options.lake).is_dir():
             raise LakeError(f"--lake {options.lake}: there is no such folder; `sayagain ingest` or `sayagain mine` makes it")
         self.store = Store(options.lake)
         self.attempt = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         self.stages: list[StageReport] = []
-        self.notes: list[str] = []
-        self._open_lake(make)
+        self.result: dict[str, Any] = {}  # what the release job decided
+        self.exit_code = 0
+        self.pinned_as_of: date | None = None  # the one of this round, where a run makes several
+        if not dry:
+            self._open_lake(make)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold this run's attempt folder, and clear those of runs that died."""
+        for name in {p.split("/")[1] for p in self.store.list("_attempts")}:
+            with contextlib.suppress(LakeError), self.store.lease(f"attempt-{name}"):
+                self.store.clear_attempt(name)
+        with self.store.lease(f"attempt-{self.attempt}"):
+            try:
+                yield
+            finally:
+                self.store.clear_attempt(self.attempt)
 
     # the lake and its key
 
@@ -125,7 +143,7 @@ class Context:
 
     def as_of(self) -> date | None:
         """The as-of date: --as-of, or the last date in `turns` up to --to; never the clock. None when there are no turns."""
-        chosen = getattr(self.options, "as_of", None)
+        chosen = self.pinned_as_of or getattr(self.options, "as_of", None)
         if chosen:
             return chosen
         days = self.chosen_dates("turns")

@@ -10,7 +10,7 @@ import apache_beam as beam
 import numpy as np
 import polars as pl
 
-from pipelines import embed, engine, shards, window
+from pipelines import embed, engine, registry, shards, window
 from pipelines.context import Context
 from pipelines.errors import LakeError
 from pipelines.plan import Plan, Todo
@@ -101,14 +101,9 @@ def plan(context: Context) -> Plan:
     have = context.store.manifest("goals", f"as_of={as_of}")
     if have and have.fingerprint == _fingerprint(context, as_of):
         return Plan(skip=f"the goals of {as_of} are made")
-    if have and released(context.store, as_of):
+    if have and registry.released_as_of(context.store, as_of):
         return Plan(skip=f"the goals of {as_of} were released, and as-of tables are never rebuilt: the next as-of sees the change")
     return Plan([Todo("goals", f"as_of={as_of}", "votes, settings or the last goals changed" if have else "never made")])
-
-
-def released(store: Store, as_of: date) -> bool:
-    """Was a release published as of this day?"""
-    return store.exists(f"asof/{as_of}.json")
 
 
 def run(context: Context, report: Any) -> None:

@@ -11,6 +11,8 @@ from pipelines.options import day, opt
 
 LOCALES = ("en-US", "de-DE", "sw-KE", "ja-JP")
 MAX_USERS = 50_000_000
+MOST_A_DAY = 20
+"""Turns of a user in a day, in the mean: sessions are half an hour apart, and more than about forty do not fit."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class SimulateOptions:
                 wrong.append(f"--{name.replace('_', '-')} {getattr(self, name)}: should be from 0 to {high:g}")
         if self.user_count > MAX_USERS:
             wrong.append(f"--users {self.user_count}: should be at most {MAX_USERS}")
+        if self.turns > MOST_A_DAY * self.user_count * max(self.days, 1):
+            wrong.append(f"--turns {self.turns} of {self.user_count} users in {self.days} days: should be at most {MOST_A_DAY} per user and day")
         if not re.fullmatch(r"[\w.-]{1,64}", self.assistant):
             wrong.append(f"--assistant {self.assistant!r}: should be 1 to 64 letters, digits, dots or dashes")
         if wrong:

@@ -29,6 +29,7 @@ NO_SESSION = 0.015  # sessions that the log has no id for
 SECOND = 1_000_000  # timestamps are in microseconds
 DAY = 86_400 * SECOND
 APART = 1_860 * SECOND  # two sessions of a user are further apart than any usual session gap
+BUSIEST = 40  # sessions of a user in a day; more would not fit, APART as they are
 LATEST = 900.0  # seconds: the longest pause inside a session
 
 COMPLETED, NO_MATCH_STATUS, ERROR = 0, 1, 2  # indices into STATUS
@@ -146,7 +147,7 @@ def play(
         midnight: start of the day, microseconds since 1970.
         mishear: share of spoken turns that are misheard.
     """
-    count = rng.poisson(who.activity * sessions_a_day)
+    count = np.minimum(rng.poisson(who.activity * sessions_a_day), BUSIEST)
     owner = np.repeat(np.arange(count.size), count)
     goal, wording, n_requests = _requests(language, who, owner, rng)
 

@@ -1,0 +1,48 @@
+"""The jobs in the order of the data's way, and how one of them is run alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from types import ModuleType
+from typing import Any
+
+from pipelines import options as o
+from pipelines.context import Context
+
+ORDER: dict[str, type[o.JobOptions]] = {
+    "ingest": o.IngestOptions,
+    "fit": o.FitOptions,
+    "detect": o.DetectOptions,
+    "embed": o.EmbedOptions,
+    "link": o.LinkOptions,
+    "aggregate": o.AggregateOptions,
+    "release": o.ReleaseOptions,
+}
+
+
+def module(name: str) -> ModuleType:
+    """The module of a job: it has READS, WRITES, VERSION, plan(context) and run(context, report)."""
+    return importlib.import_module(f"pipelines.{name}")
+
+
+def stage(context: Context, name: str) -> None:
+    """Run one job inside a run: measured, and shown when it is done."""
+    with context.stage(name) as report:
+        module(name).run(context, report)
+
+
+def run_one(name: str, options: Any) -> int:
+    """One job alone, from the command line."""
+    if getattr(options, "dry_run", False):
+        from pipelines.mine import dry_run
+
+        dry_run(Context(options, dry=True), [name])
+        return 0
+    context = Context(options, make=name == "ingest")
+    with context.running():
+        stage(context, name)
+    report = context.stages[-1]
+    if options.json:
+        print(json.dumps({"job": name, "skipped": report.skipped, **context.result, **report.counts}, default=str))
+    return context.exit_code

@@ -1,0 +1,89 @@
+"""`mine`: the whole way, from logs to a gated release, resumable; and what a run tells a person at its end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import date
+
+from pipelines import jobs
+from pipelines.context import Context
+from pipelines.errors import SayagainError
+from pipelines.options import MineOptions
+
+DAILY = ("ingest", "fit", "detect")
+AS_OF = ("embed", "link", "aggregate", "release")
+
+
+def main(options: MineOptions) -> int:
+    """Run every job that is not current. Returns the exit code."""
+    if options.dry_run:
+        dry_run(Context(options, dry=True), list(jobs.ORDER))
+        return 0
+    context = Context(options, make=True)
+    with context.running():
+        for name in DAILY:
+            jobs.stage(context, name)
+        for day in _as_ofs(context):
+            context.pinned_as_of = day
+            for name in AS_OF:
+                jobs.stage(context, name)
+    summarise(context)
+    return context.exit_code
+
+
+def _as_ofs(context: Context) -> list[date | None]:
+    days = context.chosen_dates("turns")
+    if getattr(context.options, "each_day", False) and days:
+        return list(days)
+    return [days[-1] if days else None]
+
+
+def dry_run(context: Context, names: list[str]) -> None:
+    """The plan: what each stage reads and writes, which partitions it would make, and why. Nothing is written."""
+    out = sys.stdout
+    if "ingest" in names:
+        from pipelines import ingest
+
+        print("Five rows as they would be read, scrubbed:", file=out)
+        print(ingest.preview(context, 5), file=out)
+    for name in names:
+        module = jobs.module(name)
+        print(f"\n{name}", file=out)
+        for table, columns in module.READS.items():
+            print(f"  reads   {table}: {', '.join(columns)}", file=out)
+        for table, columns in module.WRITES.items():
+            print(f"  writes  {table}: {', '.join(columns)}", file=out)
+        try:
+            plan = module.plan(context)
+        except SayagainError as error:
+            print(f"  cannot run yet: {error}", file=out)
+            continue
+        if plan.skip:
+            print(f"  nothing to do: {plan.skip}", file=out)
+        for todo in plan.todo[:20]:
+            print(f"  to do   {todo.table} {todo.partition}: {todo.why}", file=out)
+        if len(plan.todo) > 20:
+            print(f"  to do   ... and {len(plan.todo) - 20} more", file=out)
+
+
+def summarise(context: Context) -> None:
+    """Print the end of a run for a person, or as one JSON line with --json."""
+    r = context.result
+    if context.options.json:
+        stages = {s.name: {"skipped": s.skipped, "seconds": round(s.seconds, 2), "peak_mib": round(s.peak_mib), **s.counts} for s in context.stages}
+        print(json.dumps({**r, "stages": stages}, default=str))
+        return
+    print()
+    for line in r.get("lines", ()):
+        print(line)
+    print(f"\n{'stage':<11}{'seconds':>8}{'peak MiB':>10}  what it did")
+    for s in context.stages:
+        did = f"skipped: {s.skipped}" if s.skipped else ", ".join(
+            f"{v:,} {k}" if isinstance(v, int) else f"{k} {v}" for k, v in s.counts.items() if not isinstance(v, dict | list)
+        )
+        print(f"{s.name:<11}{s.seconds:>8.1f}{s.peak_mib:>10,.0f}  {did}")
+    print()
+    for name in ("release", "report"):
+        if r.get(name):
+            print(f"{name:<8} {r[name]}")
