@@ -1,0 +1,259 @@
+"""The DAGs parse with Airflow alone, treat the jobs' exit codes rightly, and run in process, offline, on a sample log."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("airflow.sdk", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
+pytestmark = pytest.mark.dag
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / "dags").glob("*.py"))
+NAMES = ["consume_release", "mine_feedback", "release_feedback"]
+
+
+@pytest.fixture(scope="module")
+def airflow_home(tmp_path_factory):
+    """A fresh Airflow home, so that no test reads or writes the developer's own."""
+    patch = pytest.MonkeyPatch()
+    home = tmp_path_factory.mktemp("airflow")
+    patch.setenv("AIRFLOW_HOME", str(home))
+    patch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+    patch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(ROOT / "dags"))
+    patch.setenv("NO_COLOR", "1")
+    patch.setenv("COLUMNS", "300")
+    yield home
+    patch.undo()
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"dag_{name}", ROOT / "dags" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def modules(airflow_home) -> dict[str, ModuleType]:
+    return {name: load(name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def dags(modules) -> dict[str, Any]:
+    return {name: getattr(module, name)() for name, module in modules.items()}
+
+
+# wiring
+
+
+def test_every_file_is_known():
+    assert [f.stem for f in FILES] == NAMES
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_imports_airflow_sdk_and_the_standard_library_alone(file):
+    tree = ast.parse(file.read_text())
+    found = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    found |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    foreign = {m for m in found if m.split(".")[0] not in sys.stdlib_module_names and not (m + ".").startswith("airflow.sdk.")}
+    assert not foreign
+
+
+def test_parse_where_only_airflow_is_installed(airflow_home):
+    """As in Airflow's dag processor, with everything else that we use made impossible to import."""
+    code = (
+        "import runpy, sys\n"
+        "for name in ('pipelines', 'rewrite', 'quality', 'apache_beam', 'polars', 'torch', 'great_expectations', 'obstore'):\n"
+        "    sys.modules[name] = None\n"
+        "for file in sys.argv[1:]:\n"
+        "    runpy.run_path(file)\n"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SAYAGAIN_")}  # nothing is read while parsing
+    done = subprocess.run([sys.executable, "-c", code, *map(str, FILES)], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_share_one_way_to_run_a_job():
+    """Each file is self-contained, so the two functions stand in all three: word for word."""
+    forms = {re.search(r"def setting.*?return summary\n", f.read_text(), re.S).group() for f in FILES}
+    assert len(forms) == 1
+
+
+def test_structure(dags):
+    edges = {name: {(t.task_id, down) for t in d.tasks for down in t.downstream_task_ids} for name, d in dags.items()}
+    assert edges["mine_feedback"] == {("ingest", "fit"), ("fit", "detect")}
+    assert {("embed", "link"), ("link", "aggregate"), ("aggregate", "release"), ("embed", "release")} <= edges["release_feedback"]
+    assert [t.task_id for t in dags["consume_release"].tasks] == ["verify"]
+    assert dags["release_feedback"].max_active_runs == 1
+    for d in dags.values():
+        assert not d.catchup
+        for t in d.tasks:
+            assert t.retries >= 2 and t.execution_timeout, t.task_id
+
+
+def test_schedules(dags):
+    daily = dags["mine_feedback"].timetable
+    assert type(daily).__name__ == "CronPartitionTimetable"
+    assert (daily.expression, daily.run_offset, daily.key_format) == ("0 0 * * *", -1, "%Y-%m-%d")
+    # An asset of a partitioned DAG would never wake the consumer.
+    assert "Partition" not in type(dags["release_feedback"].timetable).__name__
+    assert [o.name for o in dags["release_feedback"].get_task("release").outlets] == ["retraining_queue"]
+    assert [a.name for a in dags["consume_release"].timetable.asset_condition.objects] == ["retraining_queue"]
+
+
+# tasks, with a stand-in for `python -m pipelines`
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Makes SAYAGAIN_PYTHON a script that does as told; returns what it was called with."""
+    calls = tmp_path / "calls"
+
+    def stand_in(body: str) -> Path:
+        script = tmp_path / "python"
+        script.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {calls}\n{body}\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("SAYAGAIN_PYTHON", str(script))
+        return calls
+
+    monkeypatch.setenv("SAYAGAIN_LAKE", str(tmp_path / "lake"))
+    monkeypatch.delenv("SAYAGAIN_CONFIG", raising=False)
+    monkeypatch.setenv("SAYAGAIN_LOGS", "/logs/{date}.parquet")
+    return stand_in
+
+
+def call(dag: Any, task: str, *arguments: Any, **context: Any) -> Any:
+    return dag.get_task(task).python_callable(*arguments, **context)
+
+
+def test_the_day_is_the_partition_and_a_parameter_overrides_it(dags, job, tmp_path):
+    calls = job("""echo working >&2; echo '{"turns": 3}'""")
+    assert call(dags["mine_feedback"], "ingest", {}, SimpleNamespace(partition_key="2026-01-31")) == {"turns": 3}
+    call(dags["mine_feedback"], "detect", {"date": "2026-02-01", "lake": "s3://b/l", "config": "c.toml"}, None)
+    call(dags["mine_feedback"], "fit", {})
+    assert calls.read_text().splitlines() == [
+        f"-m pipelines ingest --logs=/logs/{{date}}.parquet --from=2026-01-31 --to=2026-01-31 --lake={tmp_path}/lake --json",
+        "-m pipelines detect --from=2026-02-01 --to=2026-02-01 --lake=s3://b/l --json --config=c.toml",
+        f"-m pipelines fit --if-missing --lake={tmp_path}/lake --json",
+    ]
+
+
+@pytest.mark.parametrize(("params", "key", "word"), [({}, None, "no partition"), ({"date": "31.1.2026"}, None, "is not a date")])
+def test_a_run_without_a_day_fails_for_good(dags, job, modules, params, key, word):
+    job("exit 0")
+    with pytest.raises(modules["mine_feedback"].AirflowFailException, match=word):
+        call(dags["mine_feedback"], "detect", params, SimpleNamespace(partition_key=key))
+
+
+def test_a_missing_setting_is_named(dags, job, modules, monkeypatch):
+    job("exit 0")
+    monkeypatch.delenv("SAYAGAIN_LAKE")
+    with pytest.raises(modules["mine_feedback"].AirflowFailException, match="set SAYAGAIN_LAKE"):
+        call(dags["mine_feedback"], "fit", {})
+
+
+@pytest.mark.parametrize(("code", "for_good"), [(1, False), (2, True), (3, True), (137, False)])
+def test_only_what_may_get_better_is_tried_again(modules, job, code, for_good):
+    job(f"echo 'gate k_users failed on 3 rows' >&2; exit {code}")
+    with pytest.raises(Exception, match="gate k_users failed on 3 rows") as raised:
+        modules["mine_feedback"].run_job("release", {})
+    assert isinstance(raised.value, modules["mine_feedback"].AirflowFailException) is for_good
+
+
+def test_output_arrives_line_by_line(modules, job, capfd):
+    job("echo one; echo two >&2; printf 'bad \\377 byte\\n'; echo '{\"a\": 1}'")
+    assert modules["mine_feedback"].run_job("fit", {}) == {"a": 1}
+    assert capfd.readouterr().out.splitlines()[1:] == ["one", "two", "bad � byte", '{"a": 1}']
+
+
+def test_a_stopped_task_stops_its_job(modules, job, tmp_path, monkeypatch):
+    """A time-out is an exception while the task waits for a line: the job and its children must go too."""
+    job(f"sleep 300 & echo $! > {tmp_path}/child; echo started; wait")
+    module = modules["mine_feedback"]
+
+    def stop(*words: str, **_: Any) -> None:
+        if words == ("started",):
+            raise TimeoutError
+
+    monkeypatch.setattr(module, "print", stop, raising=False)
+    with pytest.raises(TimeoutError):
+        module.run_job("fit", {})
+    status = Path("/proc", (tmp_path / "child").read_text().strip(), "status")
+    deadline = time.monotonic() + 10
+    while status.exists() and "(zombie)" not in status.read_text():
+        assert time.monotonic() < deadline, "the job's child still runs"
+        time.sleep(0.05)
+
+
+def test_a_release_is_announced(dags, job):
+    job("""echo '{"status": "released", "release_id": "r1", "manifest_sha256": "ab", "rows": 7}'""")
+    asset = dags["release_feedback"].get_task("release").outlets[0]
+    events = {asset: SimpleNamespace(extra={})}
+    call(dags["release_feedback"], "release", {"as_of": "2026-01-31"}, params={}, outlet_events=events)
+    assert events[asset].extra == {"release_id": "r1", "manifest_sha256": "ab"}
+
+
+def test_nothing_new_is_not_announced(dags, job, modules):
+    job("""echo '{"status": "nothing_new", "release_id": "r1"}'""")
+    with pytest.raises(modules["release_feedback"].AirflowSkipException, match="nothing_new"):
+        call(dags["release_feedback"], "release", {"as_of": "2026-01-31"}, params={}, outlet_events={})
+
+
+def test_the_consumer_takes_every_event_and_trusts_none(dags, job, modules):
+    calls = job("""echo '{"release_id": "r1", "manifest_sha256": "ab", "tables": {"labels": 1234}}'""")
+    event = lambda sha: SimpleNamespace(extra={"release_id": "r1", "manifest_sha256": sha})  # noqa: E731
+    consumer = dags["consume_release"]
+    asset = modules["consume_release"].RETRAINING_QUEUE
+    call(consumer, "verify", {}, triggering_asset_events={asset: [event("ab"), event("ab")]}, inlet_events={asset: []})
+    assert len(calls.read_text().splitlines()) == 2
+    with pytest.raises(modules["consume_release"].AirflowFailException, match="do not train on it"):
+        call(consumer, "verify", {}, triggering_asset_events={asset: [event("cd")]}, inlet_events={asset: []})
+    with pytest.raises(modules["consume_release"].AirflowFailException, match="no event"):
+        call(consumer, "verify", {}, triggering_asset_events={}, inlet_events={asset: []})
+
+
+# the whole, in process and offline
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_runs_on_a_sample_log(airflow_home, tmp_path, monkeypatch):
+    """Two days, the later first; then a release; then its consumer."""
+    python = [sys.executable, "-m"]
+
+    def run(*command: str) -> str:
+        done = subprocess.run([*python, *command], capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    def dag_test(dag: str, **params: str) -> str:
+        out = run("airflow", "dags", "test", dag, "-c", json.dumps(params))
+        assert "state=success" in out, out[-6000:]
+        return out
+
+    monkeypatch.setenv("SAYAGAIN_LOGS", f"{tmp_path}/world/log/{{date}}.parquet")
+    monkeypatch.setenv("SAYAGAIN_LAKE", f"{tmp_path}/lake")
+    monkeypatch.setenv("SAYAGAIN_CONFIG", "")
+    size = ["--locales=en-US", "--turns=6000", "--days=2"]
+    run("pipelines", "simulate", f"--out={tmp_path}/world", "--by-day", "--no-truth", "--quiet", *size)
+    run("airflow", "db", "migrate")
+    run("airflow", "dags", "reserialize")
+    for day in ("2026-01-02", "2026-01-01"):
+        dag_test("mine_feedback", date=day)
+    dag_test("release_feedback")
+    release_id = (tmp_path / "lake" / "releases" / "LATEST").read_text().strip()
+    out = dag_test("consume_release")
+    assert re.search(rf"{release_id}\s+labels\s+[\d,]+ rows", out)
