@@ -35,7 +35,9 @@ def log_table(turns: Turns, language: Language, serving: Serving, who: Users, id
     written = texts + [t[:1].upper() + t[1:] for t in texts]
     rewritten = turns.served != turns.said
     answered = turns.meaning >= 0
-    reply = np.where(turns.status == NO_MATCH_STATUS, len(language.meanings), np.where(turns.status == ERROR, len(language.meanings) + 1, turns.meaning))
+    reply = np.where(
+        turns.status == NO_MATCH_STATUS, len(language.meanings), np.where(turns.status == ERROR, len(language.meanings) + 1, turns.meaning)
+    )
     spoken = who.spoken[turns.user]
     columns: dict[str, Any] = {
         "turn_id": _ids(f"{ids}-", np.arange(n)),

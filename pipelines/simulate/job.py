@@ -45,19 +45,21 @@ def run(options: SimulateOptions, progress: Callable[[str], None] | None = None)
         raise UsageError(f"--out {out}: is not empty; name a new folder")
     out.mkdir(parents=True, exist_ok=True)
     game = Game(options)
-    counts: dict[str, dict[str, int]] = {name: dict.fromkeys(("turns", "failed", "rephrases", "rewritten"), 0) for name in options.locale_list}
+    counts: dict[str, dict[str, int]] = {
+        name: dict.fromkeys(("turns", "failed", "rephrases", "rewritten"), 0) for name in options.locale_list
+    }
     rows = 0
     with _Out(out, "log", LOG, options.by_day) as logs, _Out(out, "truth", TRUTH, options.by_day, not options.no_truth) as truths:
+        shown = ""
         for date, locale, log, truth, flat in game.days():
+            if progress and shown != date:
+                progress(f"{date}: {rows} rows so far")
+                shown = date
             logs.write(date, log)
             truths.write(date, truth)
             rows += log.num_rows
             for k, v in flat.items():
                 counts[locale][k] += v
-            if progress and flat.get("end"):
-                progress(f"{date}: {rows} rows")
-        for c in counts.values():
-            c.pop("end", None)
     _write(game.future(), out / "future.parquet")
     for name, table in zip(("taught", "test"), game.teaching(), strict=True):
         _write(table, out / f"{name}.parquet")
@@ -90,7 +92,7 @@ class Game:
         return self.flipped[locale] if 0 <= self.options.flip_day <= day else self.languages[locale].heard
 
     def days(self) -> Iterator[tuple[str, str, pa.Table, pa.Table, dict[str, int]]]:
-        """(date, locale, log rows, truth rows, counts), in the order of dates; the last of a date has `end` among its counts."""
+        """(date, locale, log rows, truth rows, counts), in the order of dates."""
         o = self.options
         todo: deque = deque()
         late: list[tuple[str, pa.Table, pa.Table]] = []  # sessions that went on after midnight
@@ -100,7 +102,7 @@ class Game:
                 if (p := next(plan, None)) is not None:
                     todo.append((p, pool.submit(self._block, *p)))
             while todo:
-                (locale, epoch, day, first, end), job = todo.popleft()
+                (locale, epoch, day, first), job = todo.popleft()
                 log, truth, counts = job.result()
                 if (p := next(plan, None)) is not None:
                     todo.append((p, pool.submit(self._block, *p)))
@@ -117,18 +119,18 @@ class Game:
                     held = pc.is_in(truth["turn_id"], value_set=ids.combine_chunks())
                     late.append((locale, log.filter(is_late), truth.filter(held)))
                     log, truth = log.filter(before), truth.filter(pc.invert(held))
-                yield date, locale, log, truth, counts | ({"end": 1} if end else {})
+                yield date, locale, log, truth, counts
 
-    def _plan(self) -> Iterator[tuple[str, int, int, int, bool]]:
-        """(locale, epoch, day of the world, first user of the block, whether it is the last of the day)."""
+    def _plan(self) -> Iterator[tuple[str, int, int, int]]:
+        """(locale, epoch, day of the world, first user of the block)."""
         o = self.options
         for epoch in range(o.first_epoch, o.first_epoch + o.epochs):
             for day in range(epoch * o.days, (epoch + 1) * o.days):
                 for locale in o.locale_list:
                     for first in range(0, self.users[locale], self.block):
-                        yield locale, epoch, day, first, locale == o.locale_list[-1] and first + self.block >= self.users[locale]
+                        yield locale, epoch, day, first
 
-    def _block(self, locale: str, epoch: int, day: int, first: int, end: bool) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+    def _block(self, locale: str, epoch: int, day: int, first: int) -> tuple[pa.Table, pa.Table, dict[str, int]]:
         """One block of users on one day: log rows with planted ones and duplicates, truth rows, counts."""
         o, language = self.options, self.languages[locale]
         rng = world.generator(o.seed, locale, "day", day, first)
@@ -216,7 +218,9 @@ def read_rewrites(path: str) -> dict[str, dict[str, tuple[str, str]]]:
         raise InputError(f"--rewrites {where}: column {', '.join(sorted(missing))} is missing; it has {', '.join(table.column_names)}")
     out: dict[str, dict[str, tuple[str, str]]] = {}
     ids = table["rewrite_id"].to_pylist() if "rewrite_id" in table.column_names else [None] * table.num_rows
-    for locale, source, target, i in zip(table["locale"].to_pylist(), table["source"].to_pylist(), table["target"].to_pylist(), ids, strict=True):
+    for locale, source, target, i in zip(
+        table["locale"].to_pylist(), table["source"].to_pylist(), table["target"].to_pylist(), ids, strict=True
+    ):
         if source is None or target is None or key(source) == key(target):
             continue
         out.setdefault(locale, {})[key(source)] = (target, i or rewrite_id(locale, key(source), key(target)))
@@ -268,12 +272,18 @@ def _write(table: pa.Table, path: Path) -> None:
 
 def _summary(options: SimulateOptions, game: Game, counts: dict[str, dict[str, int]], rows: int) -> dict[str, Any]:
     def figures(c: dict[str, int]) -> dict[str, Any]:
-        return {"turns": c["turns"], "defect_rate": round(c["failed"] / max(c["turns"], 1), 4), "rephrases": c["rephrases"], "rewritten": c["rewritten"]}
+        return {
+            "turns": c["turns"],
+            "defect_rate": round(c["failed"] / max(c["turns"], 1), 4),
+            "rephrases": c["rephrases"],
+            "rewritten": c["rewritten"],
+        }
 
     total = {k: sum(c[k] for c in counts.values()) for k in ("turns", "failed", "rephrases", "rewritten")}
     return {
         "locales": {
-            name: figures(counts[name]) | {"goals": len(x.goals), "wordings": int(x.known.shape[1]), "texts": len(x.texts), "users": game.users[name]}
+            name: figures(counts[name])
+            | {"goals": len(x.goals), "wordings": int(x.known.shape[1]), "texts": len(x.texts), "users": game.users[name]}
             for name, x in game.languages.items()
         },
         **figures(total),
@@ -281,5 +291,7 @@ def _summary(options: SimulateOptions, game: Game, counts: dict[str, dict[str, i
         "rewrites_given": game.rewrites_given,
         "rewrites_live": game.live_rewrites,
         "planted": {} if options.no_planted else {"sybil": [list(a) for x in game.languages.values() for a in attacks(x)]},
-        "options": {k: v.isoformat() if hasattr(v, "isoformat") else v for k, v in vars(options).items() if k not in ("out", "quiet", "rewrites")},
+        "options": {
+            k: v.isoformat() if hasattr(v, "isoformat") else v for k, v in vars(options).items() if k not in ("out", "quiet", "rewrites")
+        },
     }

@@ -33,13 +33,15 @@ class SimulateOptions:
     seed: int = opt(1, "another seed: other users, other failures, other mishearings; 0 or more", kind=int, metavar="N")
     epochs: int = opt(1, "how many epochs to play, one after the other; 1 or more", kind=int, metavar="N")
     first_epoch: int = opt(0, "number of the first epoch to play; epoch e starts e * days after --start", kind=int, metavar="N")
-    rewrites: str = opt("", "rewrites that are live: a release folder, or a Parquet file (locale, source, target, rewrite_id)", metavar="PATH")
+    rewrites: str = opt(
+        "", "rewrites that are live: a release folder, or a Parquet file (locale, source, target, rewrite_id)", metavar="PATH"
+    )
     live_from: int = opt(0, "first epoch in which the rewrites are live", kind=int, metavar="N")
     holdout: float = opt(0.05, "share of users who are never rewritten; 0 to 1", kind=float, metavar="SHARE")
     flip_day: int = opt(-1, "day, counted from --start, from which misheard forms mean another goal; -1: never", kind=int, metavar="N")
     flip_share: float = opt(0.3, "share of the misheard forms whose meaning changes on that day; 0 to 1", kind=float, metavar="SHARE")
     mishear: float = opt(0.16, "share of spoken turns that are misheard; 0 to 1", kind=float, metavar="SHARE")
-    unknown: float = opt(0.36, "share of wordings that the assistant does not understand; 0 to 0.9", kind=float, metavar="SHARE")
+    unknown: float = opt(0.3, "share of wordings that the assistant does not understand; 0 to 0.9", kind=float, metavar="SHARE")
     assistant: str = opt("a1", "assistant_version that the log shows", metavar="NAME")
     no_planted: bool = opt(False, "leave out the bot, the ring of fake accounts, personal data and duplicate events")
     by_day: bool = opt(False, "write log/DATE.parquet and truth/DATE.parquet, instead of one file each")
@@ -64,7 +66,16 @@ class SimulateOptions:
         names = self.locale_list
         if not names or len(set(names)) < len(names) or any(n not in LOCALES for n in names):
             wrong.append(f"--locales {self.locales!r}: should name, once each, some of {', '.join(LOCALES)}")
-        for name, low in (("turns", 1), ("days", 1), ("epochs", 1), ("users", 0), ("seed", 0), ("first_epoch", 0), ("live_from", 0), ("flip_day", -1)):
+        for name, low in (
+            ("turns", 1),
+            ("days", 1),
+            ("epochs", 1),
+            ("users", 0),
+            ("seed", 0),
+            ("first_epoch", 0),
+            ("live_from", 0),
+            ("flip_day", -1),
+        ):
             if getattr(self, name) < low:
                 wrong.append(f"--{name.replace('_', '-')} {getattr(self, name)}: should be {low} or more")
         for name, high in (("holdout", 1.0), ("flip_share", 1.0), ("mishear", 1.0), ("unknown", 0.9)):
@@ -73,7 +84,9 @@ class SimulateOptions:
         if self.user_count > MAX_USERS:
             wrong.append(f"--users {self.user_count}: should be at most {MAX_USERS}")
         if self.turns > MOST_A_DAY * self.user_count * max(self.days, 1):
-            wrong.append(f"--turns {self.turns} of {self.user_count} users in {self.days} days: should be at most {MOST_A_DAY} per user and day")
+            wrong.append(
+                f"--turns {self.turns} of {self.user_count} users in {self.days} days: should be at most {MOST_A_DAY} per user and day"
+            )
         if not re.fullmatch(r"[\w.-]{1,64}", self.assistant):
             wrong.append(f"--assistant {self.assistant!r}: should be 1 to 64 letters, digits, dots or dashes")
         if wrong:

@@ -99,9 +99,12 @@ def build(locale: str, seed: int, unknown: float) -> Language:
     for i, name in enumerate(intents):
         n = len(spec["intents"][name]["wordings"])
         usual[i, :n] = (1.0 + np.arange(n)) ** -ZIPF_WORDINGS
-    known = _known(usual > 0, unknown, rng)
+    share = np.bincount(goal_intent, weight) / weight.sum()
+    known = _known(usual > 0, share, unknown, rng)
     unsupported = np.zeros(len(intents), bool)
-    unsupported[rng.choice(len(intents), UNSUPPORTED, replace=False)] = True
+    unsupported[rng.choice(np.argsort(share)[len(intents) // 4 : len(intents) * 3 // 4], UNSUPPORTED, replace=False)] = (
+        True  # of middling popularity
+    )
 
     teller = _Teller(spec, intents, goals, surface, goal_intent, of_intent, rng)
     said = np.full((g_n, w_n), -1)
@@ -144,7 +147,9 @@ def flip(language: Language, share: float, seed: int) -> np.ndarray:
 class _Teller:
     """Gives every text its number and, once, what the assistant makes of it."""
 
-    def __init__(self, spec: dict, intents: list[str], goals: list[str], surface: list[dict], goal_intent: np.ndarray, of_intent: list, rng):
+    def __init__(
+        self, spec: dict, intents: list[str], goals: list[str], surface: list[dict], goal_intent: np.ndarray, of_intent: list, rng
+    ):
         self.texts: list[str] = []
         self.number: dict[str, int] = {}
         self.meaning: list[int] = []
@@ -214,11 +219,17 @@ def _goals(spec: dict) -> tuple[list[str], list[dict[str, str]], np.ndarray]:
     return goals, surface, np.array(intent)
 
 
-def _known(there: np.ndarray, unknown: float, rng: np.random.Generator) -> np.ndarray:
-    """Wordings that the assistant was taught: usual ones rather than rare ones, two of an intent at least."""
-    rank = np.arange(there.shape[1])
-    chance = unknown * (0.6 + 0.8 * rank / max(there.shape[1] - 1, 1))  # .6 of the share for the most usual, 1.4 for the rarest
-    known = there & (rng.random(there.shape) >= chance)
+def _known(there: np.ndarray, share: np.ndarray, unknown: float, rng: np.random.Generator) -> np.ndarray:
+    """Wordings that the assistant was taught: bool (intents, W). Usual ones rather than rare ones, two of an intent at least.
+
+    Systematic sampling over intents in the order of their share of the requests, so that the failure rate hardly depends on the seed.
+    """
+    known, order = there.copy(), np.argsort(-share, kind="stable")
+    width = there.shape[1]
+    for w in range(width):
+        chance = min(0.95, unknown * (0.6 + 0.8 * w / max(width - 1, 1)))  # .6 of the share for the most usual, 1.4 for the rarest
+        steps = np.floor(rng.random() + chance * np.arange(len(order) + 1))
+        known[order, w] &= np.diff(steps) == 0
     for i in np.flatnonzero(known.sum(1) < 2):
         known[i, rng.choice(np.flatnonzero(there[i]), 2, replace=False)] = True
     return known
