@@ -1,0 +1,48 @@
+"""The key of a text is one function in two forms, and slots have one canonical form."""
+
+import hashlib
+import json
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewrite import text
+
+
+@given(st.lists(st.one_of(st.none(), st.text()), max_size=30))
+def test_the_polars_key_is_the_python_key(texts):
+    frame = pl.DataFrame({"t": pl.Series(texts, dtype=pl.String)})
+    assert frame.select(text.key_expr("t"))["t"].to_list() == [None if t is None else text.key(t) for t in texts]
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [("  Play  THE\tBeatles ", "play the beatles"), ("ＡＢＣ　１２", "abc 12"), ("ΟΔΟΣ", "οδος"), ("x\x1cy", "x y"), ("İ", "i̇")],
+)
+def test_key_examples(raw, expected):
+    assert text.key(raw) == expected
+    assert pl.select(text.key_expr(pl.lit(raw, pl.String))).item() == expected
+
+
+@given(st.text())
+def test_a_key_is_its_own_key(raw):
+    once = text.key(raw)
+    assert text.key(once) == once or "İ" in raw or any(ord(c) > 0x2FF for c in raw)
+
+
+def test_canonical_slots_sort_names_and_key_values():
+    assert text.canonical_slots('{"b": "New  York", "a": 2}') == '{"a":"2","b":"new york"}'
+    assert text.canonical_slots('{"a": 2, "b": "new york"}') == text.canonical_slots('{"b": "New  York", "a": 2}')
+    assert text.canonical_slots('{"a": {"y": 1, "x": [2]}}') == json.dumps({"a": '{"x": [2], "y": 1}'}, separators=(",", ":"))
+
+
+@pytest.mark.parametrize("bad", [None, "", "[]", "3", "{", '"x"', "[" * 10_000])
+def test_what_is_no_object_of_slots_is_null(bad):
+    assert text.canonical_slots(bad) is None
+
+
+def test_rewrite_id_is_the_documented_hash():
+    assert text.rewrite_id("en-US", "a", "b") == hashlib.sha256(b"en-US|a|b").hexdigest()[:16]
+    assert text.rewrite_ids(["en-US"], ["a"], ["b"]) == [text.rewrite_id("en-US", "a", "b")]
