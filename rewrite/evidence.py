@@ -1,0 +1,204 @@
+"""From votes to additive evidence to candidates.
+
+Two stages, because a user lives in one bucket and buckets are reduced side by side:
+
+    bucket_evidence(votes of a bucket over the window)  ->  tables of whole numbers, no user keys
+    merge_evidence([...])                               ->  the same tables, added up
+    candidates(evidence, goals, as_of=...)              ->  rewrites, labels, pairs; proposed or not, with the reason
+
+Every sum is over integers (user counts, probabilities in millionths), so the result does not depend on how users are
+spread over buckets, on row order or on the number of threads.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from rewrite.success import vote_bin
+
+MILLION: Final = 1_000_000
+BOT_EVENTS: Final = 50
+BOT_DISTINCT: Final = 0.1
+"""A user with 50 turns or more, of which under a tenth are distinct texts, is a machine: in six worlds this finds the bot
+and at most one busy person; a limit on turns per day found busy people and missed the bot."""
+LINKS_PER_USER: Final = 500
+"""Of one user, so many links count at most, the strongest ones: nobody teaches the assistant alone."""
+REPEATS: Final = 3
+"""A user who went from a text to a target so often is a repeater: natural failures are given up or remembered."""
+CERTAIN: Final = 0.5
+"""A link at or above this probability makes its user a voter."""
+
+# Each table: its key, then its additive columns; `first` and `last` dates are folded by min and max.
+_TABLES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    # who said what, in any role and under any treatment
+    "texts": (("locale", "utterance"), ("users",)),
+    "forms": (("locale", "utterance", "text"), ("users",)),
+    # one vote per user: was it served when left alone? and when rewritten?
+    "outcomes": (("locale", "utterance", "treatment", "bin"), ("users",)),
+    "treated": (("locale", "source", "target", "rewrite_id", "bin"), ("users",)),
+    # what the assistant understood, and how well that went (millionths)
+    "interpretations": (("locale", "utterance", "intent", "slots", "assistant_version"), ("users", "served")),
+    "causes": (("locale", "utterance", "cause"), ("failed",)),
+    # who asked again with what: one `ask` per user and source, so that pooling over targets can count the user once
+    "asks": (("locale", "source", "treatment", "ask", "target"), ("value", "step", "events")),
+}
+_DATED: Final = {"texts", "asks"}
+
+
+def user_votes(votes: pl.DataFrame) -> pl.DataFrame:
+    """One vote per user and key over the whole window: links the greatest value, outcomes the mean over events.
+
+    votes: contracts.VOTES and `date`, any number of days of whole users. Machines are left out; a user's links are capped.
+    Gives the columns of VOTES, `value` in millionths (Int64), and `first`, `last` (dates).
+    """
+    frame = votes.lazy().with_columns(
+        value=(pl.col("value").clip(0, 1) * MILLION).round().cast(pl.Int64), events=pl.col("events").cast(pl.Int64)
+    )
+    said = (
+        frame.filter(pl.col("kind") == "outcome")
+        .group_by("user_key", "locale")
+        .agg(events=pl.col("events").sum(), distinct=pl.col("source").n_unique())
+        .group_by("user_key")
+        .agg(pl.col("events").sum(), pl.col("distinct").sum())
+    )
+    bots = said.filter(pl.col("events") >= BOT_EVENTS, pl.col("distinct") < BOT_DISTINCT * pl.col("events")).select("user_key")
+    key = [n for n in votes.columns if n not in ("value", "events", "date")]
+    one = (
+        frame.join(bots, on="user_key", how="anti")
+        .group_by(key)
+        .agg(
+            greatest=pl.col("value").max(),
+            mean=(pl.col("value") * pl.col("events")).sum() // pl.col("events").sum().clip(1),
+            events=pl.col("events").sum(),
+            first=pl.col("date").min(),
+            last=pl.col("date").max(),
+        )
+        .with_columns(value=pl.when(pl.col("kind") == "outcome").then("mean").otherwise("greatest"))
+        .drop("greatest", "mean")
+    )
+    link = pl.col("kind") != "outcome"
+    strength = pl.struct(-pl.col("value"), pl.col("locale"), pl.col("source"), pl.col("target"), pl.col("kind"))
+    nth = strength.rank("min").over("user_key", link)
+    return one.filter(~link | (nth <= LINKS_PER_USER)).collect()
+
+
+def bucket_evidence(votes: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The additive tables of one bucket: see `_TABLES` for their keys. No user key is left; empty votes give empty tables.
+
+    `asks` keeps one opaque number per user and source, which cannot be joined across sources.
+    """
+    one = user_votes(votes).lazy()
+    alone = pl.col("treatment") != "rewritten"
+    outcome, link = one.filter(pl.col("kind") == "outcome"), one.filter(pl.col("kind") != "outcome")
+    dates = {"first": pl.col("first").min(), "last": pl.col("last").max()}
+    mean = (pl.col("value") * pl.col("events")).sum() // pl.col("events").sum().clip(1)
+    as_bin = vote_bin(pl.col("value") / MILLION)
+
+    sides = pl.concat(
+        [
+            outcome.select("user_key", "locale", "first", "last", utterance="source"),
+            link.select("user_key", "locale", "first", "last", utterance="source"),
+            link.select("user_key", "locale", "first", "last", utterance="target"),
+        ]
+    )
+    heard = outcome.filter(alone)
+    per_text = heard.group_by("user_key", "locale", "treatment", utterance="source").agg(value=mean)
+    per_pair = outcome.filter(~alone).group_by("user_key", "locale", "source", "target", "rewrite_id").agg(value=mean)
+    per_meaning = heard.group_by("user_key", "locale", "intent", "slots", "assistant_version", utterance="source").agg(value=mean)
+    per_cause = heard.group_by("user_key", "locale", "cause", utterance="source").agg(value=mean)
+    per_link = link.group_by("user_key", "locale", "source", "treatment", "target").agg(
+        value=pl.col("value").max(), step=(pl.col("kind") == "transition").any(), events=pl.col("events").sum(), **dates
+    )
+    tables = {
+        "texts": sides.group_by("locale", "utterance").agg(users=pl.col("user_key").n_unique(), **dates),
+        "forms": outcome.filter(pl.col("text").is_not_null())
+        .group_by("locale", "text", utterance="source")
+        .agg(users=pl.col("user_key").n_unique()),
+        "outcomes": per_text.group_by("locale", "utterance", "treatment", bin=as_bin).agg(users=pl.len()),
+        "treated": per_pair.group_by("locale", "source", "target", "rewrite_id", bin=as_bin).agg(users=pl.len()),
+        "interpretations": per_meaning.group_by("locale", "utterance", "intent", "slots", "assistant_version").agg(
+            users=pl.len(), served=pl.col("value").sum()
+        ),
+        "causes": per_cause.filter(pl.col("cause").is_not_null())
+        .group_by("locale", "utterance", "cause")
+        .agg(failed=(MILLION - pl.col("value")).sum()),
+        "asks": per_link.with_columns(ask=pl.struct("user_key", "locale", "source").hash()).drop("user_key"),
+    }
+    done = pl.collect_all([_typed(name, t) for name, t in tables.items()])
+    return {name: t.sort(_TABLES[name][0], nulls_last=True) for name, t in zip(tables, done, strict=True)}
+
+
+def merge_evidence(parts: Iterable[dict[str, pl.DataFrame]]) -> dict[str, pl.DataFrame]:
+    """Add evidence tables up: associative, commutative, and exact. An empty iterable gives empty tables."""
+    parts = list(parts) or [bucket_evidence(empty_votes())]
+    merged = {}
+    for name, (key, sums) in _TABLES.items():
+        folds = [pl.col(c).any() if c == "step" else pl.col(c).sum() for c in sums]
+        if name in _DATED:
+            folds += [pl.col("first").min(), pl.col("last").max()]
+        merged[name] = pl.concat([p[name] for p in parts]).group_by(key).agg(folds).sort(key, nulls_last=True)
+    return merged
+
+
+def empty_votes() -> pl.DataFrame:
+    """Votes of nobody, typed."""
+    from rewrite.contracts import VOTES
+
+    empty = pl.DataFrame(VOTES.empty_table())
+    return empty.with_columns(date=pl.lit(None, pl.Date)).clear()
+
+
+def _typed(name: str, table: pl.LazyFrame) -> pl.LazyFrame:
+    key, sums = _TABLES[name]
+    whole = [pl.col(c).cast(pl.Int64) for c in sums if c != "step"]
+    return table.with_columns(whole).select(*key, *sums, *(("first", "last") if name in _DATED else ()))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides over candidates. Defaults were chosen on en, de and ja and held on hi, sw and small logs."""
+
+    k: int = 3
+    served: float = 0.5  # a source at or above this is left alone
+    target_served: float = 0.7  # a target is a text that is served this often
+    score: float = 0.3  # least share of the source's evidence that goes to the goal
+    votes: float = 0.5  # least evidence from users for the goal: content alone proposes nothing
+    repeaters: float = 0.5  # share of voters who did it again and again, from which the pair is left out
+    label: float = 0.7  # least confidence of a label
+    negatives: int = 2  # per positive pair
+    pairs_per_goal: int = 40
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """contracts.CANDIDATE_REWRITES, CANDIDATE_LABELS and CANDIDATE_PAIRS, each with columns of its own appended."""
+
+    rewrites: pl.DataFrame
+    labels: pl.DataFrame
+    pairs: pl.DataFrame
+
+
+def candidates(
+    evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, *, as_of: dt.date, k: int = 3, options: Options | None = None
+) -> Candidates:
+    """All candidates of the merged evidence, proposed or rejected with a reason.
+
+    evidence: from `merge_evidence`; goals: contracts.GOALS rows, may be empty; as_of: kept in no row, it is checked against
+    the evidence (ValueError when votes are later). The same input in any row order gives the same frames.
+    """
+    from dataclasses import replace
+
+    from rewrite import labels, rewrites, training_pairs
+    from rewrite.pool import build
+
+    chosen = replace(options or Options(), k=k)
+    latest = evidence["texts"].select(pl.col("last").max()).item()
+    if latest is not None and latest > as_of:
+        raise ValueError(f"the evidence reaches to {latest}, later than as_of {as_of}: give the votes of the window only")
+    pool = build(evidence, goals, chosen)
+    return Candidates(rewrites.mine(pool, chosen), labels.mine(pool, chosen), training_pairs.mine(pool, chosen))

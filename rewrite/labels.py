@@ -1,0 +1,144 @@
+"""Candidate labels: what a text means, by what served the people who said it.
+
+P(c | s) = h [own = c] + (1 - h) m_c / (sum of m + 1/2): with probability h the text is served and its own interpretation
+stands; else it means what its users were served with in the end, read off the absorbing chain (m_c: users of s who end on
+served texts of interpretation c). A goal adds what its other texts mean. The majority vote of users stands beside it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from rewrite.contracts import CANDIDATE_LABELS
+from rewrite.pool import MILLION, Pool
+
+if TYPE_CHECKING:
+    from rewrite.evidence import Options
+
+UNKNOWN = 0.5
+"""Half a user's worth of doubt: what users of a failed text want may be served nowhere."""
+GOAL_USERS = 0.5
+"""What the goal's other texts mean counts as much as half a user: it breaks ties and speaks where nobody asked again."""
+LEAST = 0.05
+"""Interpretations less likely than this are not listed."""
+
+
+def mine(pool: Pool, options: Options) -> pl.DataFrame:
+    """contracts.CANDIDATE_LABELS, one row per (locale, utterance) with any known intent, sorted by that key.
+
+    The likeliest intent of every text; `reason` is the origin when proposed (own, projected, goal), else the first of
+    placeholder, below_k, unsure. Empty when the log has no intents.
+    """
+    h = pool.texts.select("id", h="served")
+    mass = _masses(pool)
+    total = mass.group_by("id").agg(total=pl.col("mass").sum())
+    chance = (
+        mass.join(total, on="id")
+        .join(h, on="id")
+        .with_columns(chance=pl.col("own") * pl.col("h") + (1 - pl.col("h")) * pl.col("mass") / (pl.col("total") + UNKNOWN))
+    )
+    best = chance.sort("id", "chance", "intent", descending=[False, True, False]).unique("id", keep="first", maintain_order=True)
+    rows = best.join(_slots(pool, best, options), on=["id", "intent"], how="left").join(_majority(pool), on="id", how="left")
+    part = {
+        "own": pl.col("own") * pl.col("h"),
+        "projected": (1 - pl.col("h")) * pl.col("projected"),
+        "goal": (1 - pl.col("h")) * pl.col("goal_mass"),
+    }
+    origin = (
+        pl.when((part["own"] >= part["projected"]) & (part["own"] >= part["goal"]))
+        .then(pl.lit("own"))
+        .when(part["projected"] >= part["goal"])
+        .then(pl.lit("projected"))
+        .otherwise(pl.lit("goal"))
+    )
+    rows = rows.with_columns(origin=origin).join(pool.texts, on="id", suffix="_text")
+    reason = (
+        pl.when("placeholder")
+        .then(pl.lit("placeholder"))
+        .when(pl.col("users") < options.k)
+        .then(pl.lit("below_k"))
+        .when(pl.col("chance") < options.label)
+        .then(pl.lit("unsure"))
+        .otherwise("origin")
+    )
+    rows = rows.with_columns(reason=reason, utterance_text=pl.col("text"), confidence=pl.col("chance"), sample_weight=pl.col("chance"))
+    rows = rows.with_columns(
+        decision=pl.when(pl.col("reason").is_in(["own", "projected", "goal"])).then(pl.lit("proposed")).otherwise(pl.lit("rejected")),
+        slots=pl.col("label_slots"),
+        votes=pl.col("votes").fill_null(0),
+    ).sort("locale", "utterance")
+    schema = pl.DataFrame(CANDIDATE_LABELS.empty_table()).schema
+    return rows.select(pl.col(n).cast(d) for n, d in schema.items()).with_columns(pl.col(pl.Float64).round(6) + 0.0)
+
+
+def _masses(pool: Pool) -> pl.DataFrame:
+    """Per (id, intent): own share of the served interpretation, projected and goal mass in users, and their sum."""
+    own = pool.meanings.group_by("id", "intent").agg(pl.col("served").sum())
+    own = own.select("id", "intent", own=pl.col("served") / pl.col("served").sum().over("id").clip(1))
+    meaning = pool.texts.filter(pl.col("intent").is_not_null()).select(t="id", intent="intent", goal="goal", th="served", tu="users")
+    visits = pool.texts.select(s="id", visits="users")
+    projected = (
+        pool.reach.join(meaning, on="t")
+        .join(visits, on="s")
+        .group_by("s", "intent")
+        .agg(projected=(pl.col("score") * MILLION).round().cast(pl.Int64).sum(), visits=pl.col("visits").first())
+        .select("intent", id="s", projected=pl.col("projected") * pl.col("visits") / MILLION)
+    )
+    weight = (pl.col("th") * pl.min_horizontal("tu", 30) * MILLION).round().cast(pl.Int64)
+    served = meaning.filter(pl.col("th") >= 0.5).group_by("goal", "intent").agg(w=weight.sum())
+    share = served.select("goal", "intent", share=pl.col("w") / pl.col("w").sum().over("goal"))
+    members = pool.texts.filter(pl.col("goal_id").is_not_null(), pl.col("served") < 0.5).select("id", "goal", "membership")
+    goal = members.join(share, on="goal").select("id", "intent", goal_mass=GOAL_USERS * pl.col("membership") * pl.col("share"))
+    on = ["id", "intent"]
+    return (
+        own.join(projected, on=on, how="full", coalesce=True)
+        .join(goal, on=on, how="full", coalesce=True)
+        .with_columns(pl.col("own", "projected", "goal_mass").fill_null(0.0))
+        .with_columns(mass=pl.col("projected") + pl.col("goal_mass"))
+        .sort(on)
+    )
+
+
+def _slots(pool: Pool, best: pl.DataFrame, options: Options) -> pl.DataFrame:
+    """Slots and assistant version of a label: of the text's own interpretation when it has that intent, else of the most
+    reached text of that intent. Slots of texts that fewer than k users said stay away."""
+    own = pool.meanings.unique(["id", "intent"], keep="first", maintain_order=True).select("id", "intent", "slots", "assistant_version")
+    far = (
+        pool.reach.join(pool.texts.filter(pl.col("users") >= options.k).select(t="id", intent="intent"), on="t")
+        .sort("s", "intent", "score", "t", descending=[False, False, True, False])
+        .unique(["s", "intent"], keep="first", maintain_order=True)
+        .join(own.rename({"id": "t", "slots": "t_slots", "assistant_version": "t_version"}), on=["t", "intent"], how="left")
+        .select("intent", "t_slots", "t_version", id="s")
+    )
+    rows = best.select("id", "intent", served=pl.col("own") * pl.col("h") >= (1 - pl.col("h")) * pl.col("projected"))
+    rows = rows.join(own, on=["id", "intent"], how="left").join(far, on=["id", "intent"], how="left")
+    return rows.select(
+        "id",
+        "intent",
+        label_slots=pl.when("served").then("slots").otherwise("t_slots"),
+        assistant_version=pl.coalesce(pl.when("served").then("assistant_version").otherwise("t_version"), "assistant_version"),
+    )
+
+
+def _majority(pool: Pool) -> pl.DataFrame:
+    """The vote of users: each votes for what the assistant understood, those who asked again for what it understood then."""
+    own = pool.meanings.group_by("id", "intent").agg(n=pl.col("served").sum())
+    served = (pl.col("served") * MILLION).round().cast(pl.Int64)
+    meaning = pool.texts.filter(pl.col("intent").is_not_null()).select("intent", t="id", th=served)
+    again = (
+        pool.asks.join(meaning, on="t")
+        .with_columns(v=pl.col("value") * pl.col("th") // MILLION)
+        .sort("s", "ask", "v", "t", descending=[False, False, True, False])
+        .unique(["s", "ask"], keep="first", maintain_order=True)
+        .group_by("intent", id="s")
+        .agg(n=pl.col("v").sum())
+    )
+    votes = pl.concat([own, again.select("id", "intent", "n")]).group_by("id", "intent").agg(pl.col("n").sum())
+    return (
+        votes.sort("id", "n", "intent", descending=[False, True, False])
+        .with_columns(majority_share=pl.col("n") / pl.col("n").sum().over("id").clip(1))
+        .unique("id", keep="first", maintain_order=True)
+        .select("id", "majority_share", majority_intent="intent")
+    )

@@ -1,0 +1,78 @@
+"""Candidate labels and training pairs."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from test_evidence import Log, background, failing, mine, row
+
+from rewrite import contracts
+
+
+def test_a_served_text_keeps_its_own_interpretation() -> None:
+    found = row(mine(failing()).labels, utterance="lights off")
+    assert (found["intent"], found["origin"], found["decision"], found["slots"]) == ("lights", "own", "proposed", "{}")
+    assert found["confidence"] > 0.85 and found["confidence"] == found["sample_weight"]
+
+
+def test_a_failed_text_is_labelled_by_what_served_its_users() -> None:
+    found = row(mine(failing(users=9)).labels, utterance="lights of")
+    assert (found["intent"], found["origin"], found["decision"]) == ("lights", "projected", "proposed")
+    assert found["majority_intent"] == "lights" and found["served"] < 0.3
+
+
+def test_a_goal_speaks_where_nobody_asked_again() -> None:
+    log = failing()
+    for i in range(5):
+        log.says(f"q{i}", "turn them lights off", 0.05, None)
+    found = row(mine(log, goals_of(("turn them lights off", "lights off"))).labels, utterance="turn them lights off")
+    assert (found["intent"], found["origin"]) == ("lights", "goal")
+    assert found["decision"] == "rejected"  # content alone does not release
+
+
+def test_unsure_and_below_k_are_kept_with_reasons() -> None:
+    log = background(Log())
+    for i in range(5):
+        log.says(f"u{i}", "hm", 0.05, "wrong").says(f"u{i % 2}", "rare", 0.95, "music")
+    found = mine(log).labels
+    assert row(found, utterance="hm")["reason"] == "unsure"
+    assert row(found, utterance="rare")["reason"] == "below_k"
+
+
+def goals_of(*groups: tuple[str, ...]) -> pl.DataFrame:
+    rows = [
+        {"locale": "en-US", "utterance": u, "goal_id": f"g{i}", "membership": 1.0, "users": 5, "is_exemplar": False}
+        for i, group in enumerate(groups)
+        for u in group
+    ]
+    return pl.DataFrame(rows, schema=pl.DataFrame(contracts.GOALS.empty_table()).schema)
+
+
+def pairs_log() -> Log:
+    log = background(Log())
+    for i in range(5):
+        log.says(f"a{i}", "lights off please", 0.95, "off").says(f"b{i}", "switch off the light", 0.95, "off")
+        log.says(f"c{i}", "lights on please", 0.95, "on").says(f"d{i}", "lights off please 5", 0.95, "off", '{"room":"5"}')
+        log.says(f"e{i % 2}", "lights out", 0.95, "off")
+    return log
+
+
+def test_pairs_mean_the_same_and_negatives_look_alike() -> None:
+    goals = goals_of(("lights off please", "switch off the light", "lights out"), ("lights on please",), ("lights off please 5",))
+    found = mine(pairs_log(), goals).pairs.filter(pl.col("decision") == "proposed")
+    assert {tuple(r) for r in found.select("anchor", "positive").rows()} == {("lights off please", "switch off the light")}
+    origins = dict(found.select("negative", "negative_origin").rows())
+    assert origins == {"lights on please": "other_intent", "lights off please 5": "other_value"}
+    strings = set(found["anchor"]) | set(found["positive"]) | set(found["negative"])
+    assert "lights out" not in strings  # two users only
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_pairs_per_goal_are_bounded(most: int) -> None:
+    log = background(Log())
+    words = [f"lights {a} {b}" for a in ("off", "out", "down") for b in ("please", "now", "here")]
+    for w in words:
+        for i in range(4):
+            log.says(f"{w}{i}", w, 0.95, "off").says(f"{w}{i}", "lights on", 0.95, "on")
+    found = mine(log, goals_of(tuple(words)), pairs_per_goal=most).pairs.filter(pl.col("decision") == "proposed")
+    assert found.select("anchor", "positive").unique().height == most
