@@ -1,0 +1,214 @@
+"""Evidence that two texts mean one goal: what was served for both, who asked again, and how near they lie.
+
+Texts are integers here: their row in the table sorted by (locale, utterance). Every probability is learned from the log
+itself; there is no cosine that holds for two models or two languages.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from rewrite.neighbours import random_cosines, top_cosine
+
+SERVED = 0.5
+"""A text counts as served from here on: it is more often right than wrong."""
+
+NEIGHBOURS = 10
+"""Nearest texts looked at. A goal with more wordings is still joined, through the wordings in between."""
+
+FEWEST_PAIRS, FEWEST_POSITIVES = 200, 30
+"""Below these a curve of probability over cosine is noise, and the next source of reference is used."""
+
+RANDOM_PAIRS = 20_000
+
+_DIGITS = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Interpretations:
+    """What was served for each text. `key`: int64 (n,), one number per (locale, intent, slots), -1 when nothing was reliably
+    served; `anchor`: bool (n,), the key alone names a goal (it holds a slot value)."""
+
+    key: np.ndarray
+    anchor: np.ndarray
+
+
+def interpretations(texts: pl.DataFrame, served: pl.DataFrame) -> Interpretations:
+    """The interpretation that most served users of each text got, where the text is served and one holds the majority.
+
+    `texts`: locale, utterance, served, sorted; `served`: locale, utterance, intent, slots, weight (sum over users of
+    P(served)). An intent without slot values does not name a goal ("weather" is asked in many ways about many things): it
+    only speaks against texts that were served something else.
+    """
+    n = texts.height
+    key, anchor = np.full(n, -1, np.int64), np.zeros(n, bool)
+    known = served.filter(pl.col("intent").is_not_null() & (pl.col("weight") > 0))
+    if not known.height:
+        return Interpretations(key, anchor)
+    rows = texts.with_row_index("i").select("i", "locale", "utterance", "served")
+    best = (
+        known.with_columns(pl.col("slots").fill_null("{}"))
+        .group_by("locale", "utterance", "intent", "slots")
+        .agg(pl.col("weight").sort().sum())
+        .join(rows, on=["locale", "utterance"])
+        .sort("i", "weight", "intent", "slots", descending=[False, True, False, False])
+        .group_by("i", maintain_order=True)
+        .agg(
+            pl.col("locale", "intent", "slots").first(),
+            pl.col("served").first(),
+            share=pl.col("weight").first() / pl.col("weight").sum(),
+        )
+        .filter((pl.col("served").fill_null(1.0) >= SERVED) & (pl.col("share") >= 0.5))
+    )
+    names = best.select("locale", "intent", "slots").unique().sort("locale", "intent", "slots").with_row_index("key")
+    best = best.join(names, on=["locale", "intent", "slots"], how="left", maintain_order="left")
+    at = best["i"].to_numpy()
+    key[at] = best["key"].to_numpy()
+    anchor[at] = best["slots"].str.contains(r':"[^"]').to_numpy()
+    return Interpretations(key, anchor)
+
+
+def same_numbers(utterances: list[str], left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """bool per pair: the two texts hold the same numbers (digits of any script) in any order."""
+    numbers: dict[tuple[str, ...], int] = {}
+    # int() reads the digits of every script; very long runs stay text (int() has a limit).
+    ids = np.fromiter(
+        (
+            numbers.setdefault(tuple(sorted(str(int(d)) if len(d) < 20 else d for d in _DIGITS.findall(u))), len(numbers))
+            for u in utterances
+        ),
+        dtype=np.int64,
+        count=len(utterances),
+    )
+    return ids[left] == ids[right]
+
+
+@dataclass(frozen=True)
+class Similar:
+    """Mutual nearest neighbours: texts `left` < `right`, their `cosine`, and P(same goal) read off the locale's curve."""
+
+    left: np.ndarray
+    right: np.ndarray
+    cosine: np.ndarray
+    probability: np.ndarray
+    curves: pl.DataFrame  # locale, source (interpretations, asked_again, background, none), cosine, probability, pairs, positives
+
+
+def mutual_neighbours(vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(left, right, cosine) of pairs of `rows` that are each among the other's `k` nearest, left < right, sorted."""
+    indices, cosines = top_cosine(vectors[rows], k)
+    n, width = indices.shape
+    left, right = np.repeat(np.arange(n), width), indices.ravel()
+    code = np.minimum(left, right) * n + np.maximum(left, right)
+    codes, first, count = np.unique(code, return_index=True, return_counts=True)
+    both = count == 2
+    codes, first = codes[both], first[both]
+    return rows[codes // n], rows[codes % n], cosines.ravel()[first]
+
+
+def similar_pairs(
+    texts: pl.DataFrame, vectors: np.ndarray | None, meaning: Interpretations, links: pl.DataFrame, k: int = NEIGHBOURS, seed: int = 0
+) -> Similar:
+    """Nearest neighbours inside each locale and what their cosine is worth there.
+
+    `vectors`: (n, d) unit rows, a row of zeros or NaN for a text without one; None when nothing is embedded. `links`: i, j,
+    mean (of P(asked again) over users). Pairs with different numbers, or that were served different things, are no pairs.
+    """
+    empty = np.zeros(0, np.int64)
+    parts, curves = [], []
+    if vectors is not None and len(vectors):
+        there = np.isfinite(vectors[:, 0]) & (np.abs(vectors).max(axis=1) > 0)
+        locale = texts["locale"].to_numpy()
+        edges = np.flatnonzero(np.append(True, locale[1:] != locale[:-1])) if len(locale) else empty
+        for start, stop in zip(edges, np.append(edges[1:], len(locale)), strict=True):
+            rows = np.arange(start, stop)[there[start:stop]]
+            if len(rows) < 2:
+                continue
+            left, right, cosine = mutual_neighbours(vectors, rows, k)
+            source, curve = _curve(left, right, cosine, vectors[rows], meaning, links, seed)
+            probability = np.interp(cosine, curve["cosine"], curve["probability"])
+            curves.append(curve.select(pl.lit(locale[start]).alias("locale"), pl.lit(source).alias("source"), pl.all()))
+            parts.append((left, right, cosine, probability))
+    if not parts:
+        return Similar(empty, empty, np.zeros(0), np.zeros(0), pl.DataFrame(schema=_CURVES))
+    left, right, cosine, probability = (np.concatenate(column) for column in zip(*parts, strict=True))
+    against = (meaning.key[left] >= 0) & (meaning.key[right] >= 0) & (meaning.key[left] != meaning.key[right])
+    keep = ~against & same_numbers(texts["utterance"].to_list(), left, right)
+    return Similar(left[keep], right[keep], cosine[keep], probability[keep], pl.concat(curves))
+
+
+_CURVES = {
+    "locale": pl.String,
+    "source": pl.String,
+    "cosine": pl.Float64,
+    "probability": pl.Float64,
+    "pairs": pl.Int64,
+    "positives": pl.Int64,
+}
+
+
+def _curve(left, right, cosine, vectors, meaning, links, seed) -> tuple[str, pl.DataFrame]:
+    """P(same goal | cosine) of mutual neighbours, from the best reference this locale has.
+
+    1. Neighbours that were both served: the same interpretation or another one.
+    2. Neighbours whose users asked again: for a text they share, or for texts apart. Few wordings are ever linked, so
+       this reads low, and joins less rather than more.
+    3. Nothing but the texts: how much more crowded it is at this cosine than among random pairs.
+    """
+    judged = (meaning.key[left] >= 0) & (meaning.key[right] >= 0) & (meaning.anchor[left] | meaning.anchor[right])
+    curve = _isotonic(cosine[judged], (meaning.key[left] == meaning.key[right])[judged])
+    if curve is not None:
+        return "interpretations", curve
+    n = len(meaning.key)
+    sure = links.filter(pl.col("mean") >= 0.5)
+    if sure.height:
+        a, b = sure["i"].to_numpy(), sure["j"].to_numpy()
+        from scipy import sparse
+
+        graph = sparse.coo_array((np.ones(2 * len(a)), (np.r_[a, b], np.r_[b, a])), shape=(n, n)).tocsr()
+        linked = np.diff(graph.indptr) > 0
+        judged = linked[left] & linked[right]
+        if judged.sum() >= FEWEST_PAIRS:
+            i, j = left[judged], right[judged]
+            direct = np.asarray(graph[i, j]).ravel() > 0
+            shared = np.asarray(graph[i].multiply(graph[j]).sum(axis=1)).ravel() > 0
+            curve = _isotonic(cosine[judged], direct | shared)
+            if curve is not None:
+                return "asked_again", curve
+    return "background", _background(cosine, random_cosines(vectors, RANDOM_PAIRS, seed), len(vectors))
+
+
+def _isotonic(cosine: np.ndarray, same: np.ndarray) -> pl.DataFrame | None:
+    """Monotone regression, read at the middles of 20 equally filled bins; None with too few pairs to say."""
+    if len(same) < FEWEST_PAIRS or same.sum() < FEWEST_POSITIVES:
+        return None
+    from sklearn.isotonic import isotonic_regression
+
+    order = np.lexsort((same, cosine))
+    bins = [b for b in np.array_split(order, min(20, len(order) // 25)) if len(b)]
+    pairs = np.array([len(b) for b in bins])
+    positives = np.array([int(same[b].sum()) for b in bins])
+    middle = np.array([float(np.median(cosine[b])) for b in bins])
+    # One half of a pair of each kind: a bin of 25 with no failure is not a certainty.
+    probability = isotonic_regression((positives + 0.5) / (pairs + 1), sample_weight=pairs, y_min=0.0, y_max=1.0)
+    return pl.DataFrame({"cosine": middle, "probability": probability, "pairs": pairs, "positives": positives})
+
+
+def _background(cosine: np.ndarray, random: np.ndarray, texts: int) -> pl.DataFrame:
+    """1 - (expected chance neighbours at least this near) / (seen), chance being a normal fitted to random pairs."""
+    from scipy.stats import norm
+
+    grid = np.linspace(-1, 1, 81)
+    centre, spread = (
+        float(np.median(random)) if len(random) else 0.0,
+        1.4826 * float(np.median(np.abs(random - np.median(random)))) if len(random) else 1.0,
+    )
+    seen = (cosine[None, :] >= grid[:, None]).sum(axis=1)
+    chance = texts * (texts - 1) / 2 * norm.sf(grid, centre, max(spread, 1e-3))
+    probability = np.maximum.accumulate(np.clip(1 - (chance + 0.5) / (seen + 1), 0, 1))
+    zero = np.zeros(len(grid), np.int64)
+    return pl.DataFrame({"cosine": grid, "probability": probability, "pairs": seen.astype(np.int64), "positives": zero})

@@ -1,0 +1,337 @@
+"""The goal graph: which texts ask for one and the same thing.
+
+Texts served with one interpretation that holds a slot value are one goal from the start: that is by far the most precise
+signal a log has (.97 to 1 on simulated logs). Everything else (texts that fail, logs without intents) is joined by
+agglomeration: in every round each cluster names the goal that its evidence favours, and joins it if that is likely enough.
+
+- Asked again: the share of a cluster's users that went to the other, times the chance that at least one of them meant it.
+- Similarity: for a cluster around a known interpretation, the nearest member, if most of the newcomer's neighbours
+  are there too; between unknown ones the mean over all pairs, an unseen pair counting as none. One chance link between
+  two big clusters therefore joins nothing, where connected components would chain them.
+- Against: two different interpretations never meet; nor do neighbours with different numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from rewrite.contracts import GOAL_CHANGES, GOAL_EDGES, GOALS
+from rewrite.goal_evidence import NEIGHBOURS, SERVED, Interpretations, Similar, interpretations, similar_pairs
+
+LEAST = 0.7
+"""Probability from which a cluster joins another: a wrong member harms rewrites and training pairs more than a missing one."""
+
+ROUNDS = 100
+"""Far above what real graphs need (10 to 30); the loop ends when nothing joins."""
+
+
+@dataclass(frozen=True)
+class GoalGraph:
+    """`goals` (contract GOALS, and `x`, `y` for a picture), `edges` (GOAL_EDGES), `changes` (GOAL_CHANGES), all sorted, and
+    `curves`: per locale what a cosine is worth and where that was learned."""
+
+    goals: pl.DataFrame
+    edges: pl.DataFrame
+    changes: pl.DataFrame
+    curves: pl.DataFrame
+
+
+def build_goals(
+    texts: pl.DataFrame,
+    vectors: np.ndarray | None,
+    links: pl.DataFrame,
+    served: pl.DataFrame,
+    last: pl.DataFrame | None = None,
+    *,
+    least: float = LEAST,
+    neighbours: int = NEIGHBOURS,
+    seed: int = 0,
+) -> GoalGraph:
+    """Every text gets exactly one goal; the result does not depend on the order of any rows.
+
+    - `texts`: locale, utterance (key, unique with its locale), users, served (pooled P(served), null when unknown).
+    - `vectors`: float16 or float32 (texts.height, d), row i for row i of `texts`, unit rows; zeros or NaN where there is
+      none. None: no embedding at all.
+    - `links`: locale, source, target, users, weight (sum over users of P(asked again)).
+    - `served`: locale, utterance, intent, slots (canonical JSON), users, weight (sum over users of P(served)).
+    - `last`: the previous `goals`; a goal keeps the id of the one it shares most users with, one to one.
+    - `least`: probability in (0.5, 1) from which texts are joined; `neighbours`: per text, from the embedding.
+
+    Raises ValueError for misaligned vectors, repeated texts, or `least` out of range.
+    """
+    if not 0.5 <= least < 1:
+        raise ValueError(f"least must be in [0.5, 1), got {least}")
+    if vectors is not None and len(vectors) != texts.height:
+        raise ValueError(f"vectors: {len(vectors)} rows for {texts.height} texts; give one row per text, zeros where there is none")
+    texts = texts.select("locale", "utterance", "users", "served").with_row_index("row").sort("locale", "utterance")
+    if texts.select(repeated=pl.struct("locale", "utterance").is_duplicated().any()).item():
+        repeated = texts.filter(pl.struct("locale", "utterance").is_duplicated()).row(0, named=True)
+        raise ValueError(f"texts: {repeated['locale']} {repeated['utterance']!r} comes more than once; one row per (locale, utterance)")
+    if vectors is not None:
+        vectors = np.nan_to_num(np.asarray(vectors)[texts["row"].to_numpy()]).astype(np.float32)
+
+    meaning = interpretations(texts, served)
+    pairs = _indexed_links(texts, links)
+    similar = similar_pairs(texts, vectors, meaning, pairs, neighbours, seed)
+    cluster = _agglomerate(meaning, pairs, similar, least)
+
+    edges = _edges(texts, meaning, pairs, similar)
+    goals = _describe(texts, cluster, edges)
+    names, changes = _stable_ids(goals, last)
+    goals = goals.with_columns(goal_id=pl.Series(names, dtype=pl.String)).select(GOALS.names)
+    goals = _picture(goals, vectors)
+    return GoalGraph(goals, _edge_table(texts, edges), changes, similar.curves)
+
+
+def _indexed_links(texts: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
+    """i < j, users, weight, mean, sure (sum of log P(no user meant it), of likely links only), both directions together, sorted."""
+    rows = texts.select("locale", "utterance", i=pl.int_range(pl.len(), dtype=pl.Int64))
+    return (
+        links.filter(pl.col("source") != pl.col("target"), pl.col("users") > 0)
+        .select("locale", "source", "target", "users", "weight")
+        .join(rows, left_on=["locale", "source"], right_on=["locale", "utterance"])
+        .join(rows.rename({"i": "j"}), left_on=["locale", "target"], right_on=["locale", "utterance"])
+        .with_columns(mean=(pl.col("weight") / pl.col("users")).clip(0.0, 1.0))
+        .with_columns(doubt=pl.when(pl.col("mean") >= 0.5).then(pl.col("users") * (1 - pl.col("mean").clip(0, 0.99)).log()).otherwise(0.0))
+        .with_columns(i=pl.min_horizontal("i", "j"), j=pl.max_horizontal("i", "j"))
+        .group_by("i", "j")
+        .agg(pl.col("users").sum(), pl.col("weight").sort().sum(), pl.col("doubt").sort().sum())
+        .with_columns(mean=(pl.col("weight") / pl.col("users")).clip(0.0, 1.0))
+        .sort("i", "j")
+    )
+
+
+def _agglomerate(meaning: Interpretations, links: pl.DataFrame, similar: Similar, least: float) -> np.ndarray:
+    """int64 (n,): cluster of each text, numbered by its smallest member. See the head of this file."""
+    n = len(meaning.key)
+    cluster = np.arange(n)
+    rows = np.flatnonzero(meaning.anchor)
+    if len(rows):  # texts of one specific interpretation: one cluster from the start
+        _, first, inverse = np.unique(meaning.key[rows], return_index=True, return_inverse=True)
+        cluster[rows] = rows[first][inverse]
+    key = meaning.key.copy()
+    anchored = meaning.anchor.copy()
+
+    left = np.concatenate([links["i"].to_numpy(), similar.left])
+    right = np.concatenate([links["j"].to_numpy(), similar.right])
+    none_l, none_s = np.zeros(links.height), np.zeros(len(similar.left))
+    asked = np.concatenate([links["weight"].to_numpy(), none_s])
+    doubt = np.concatenate([links["doubt"].to_numpy(), none_s])
+    near = np.concatenate([none_l, similar.probability])
+    total, size = near.copy(), np.bincount(cluster, minlength=n).astype(np.float64)
+    size[anchored] = np.minimum(size[anchored], 1)
+
+    for _ in range(ROUNDS):
+        a, b = np.minimum(cluster[left], cluster[right]), np.maximum(cluster[left], cluster[right])
+        outside = a != b
+        order = np.flatnonzero(outside)[np.argsort((a * n + b)[outside], kind="stable")]
+        if not len(order):
+            break
+        code = (a * n + b)[order]
+        starts = np.flatnonzero(np.append(True, code[1:] != code[:-1]))
+        left, right = code[starts] // n, code[starts] % n
+        asked, doubt, total = (np.add.reduceat(v[order], starts) for v in (asked, doubt, total))
+        near = np.maximum.reduceat(near[order], starts)
+
+        probability = _join_probability(left, right, asked, doubt, near, total, size, anchored, n)
+        clash = (key[left] >= 0) & (key[right] >= 0) & (key[left] != key[right])
+        probability[clash | (anchored[left] & anchored[right])] = 0.0
+        joined = _joins(left, right, probability, anchored, least, n)
+        if not len(joined):
+            break
+        into, gone = joined[:, 0], joined[:, 1]
+        target = np.arange(n)
+        target[gone] = into
+        cluster = target[cluster]
+        np.add.at(size, into, np.where(anchored[into], 0, size[gone]))
+        key[into] = np.where(key[into] >= 0, key[into], key[gone])
+    _, first, inverse = np.unique(cluster, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def _join_probability(left, right, asked, doubt, near, total, size, anchored, n) -> np.ndarray:
+    """P(two clusters are one goal) per pair of clusters with any evidence."""
+
+    def share(weight: np.ndarray) -> np.ndarray:
+        """Of the joining side's evidence, how much points to the other: the side without an anchor, else the one with less."""
+        whole = np.bincount(left, weight, n) + np.bincount(right, weight, n)
+        a, b = whole[left], whole[right]
+        side = np.where(anchored[left], b, np.where(anchored[right], a, np.minimum(a, b)))
+        return np.divide(weight, side, out=np.zeros_like(weight), where=side > 0)
+
+    meant = share(asked) * -np.expm1(doubt)
+    known = anchored[left] | anchored[right]
+    alike = np.where(known, near * share(total), total / (size[left] * size[right]))
+    return 1 - (1 - meant) * (1 - alike)
+
+
+def _joins(left, right, probability, anchored, least, n) -> np.ndarray:
+    """(m, 2) of (into, gone): each cluster's best partner, if likely enough and mutual, or around an anchor."""
+    likely = probability >= least
+    a = np.concatenate([left[likely], right[likely]])
+    b = np.concatenate([right[likely], left[likely]])
+    p = np.round(np.concatenate([probability[likely]] * 2), 9)
+    order = np.lexsort((b, -p, a))
+    a, b = a[order], b[order]
+    first = np.append(True, a[1:] != a[:-1]) if len(a) else np.zeros(0, bool)
+    best = np.full(n, -1)
+    best[a[first]] = b[first]
+    who = np.flatnonzero((best >= 0) & ~anchored)
+    to = best[who]
+    mutual = (best[to] == who) & ~anchored[to] & (to < who)
+    accept = anchored[to] | mutual
+    return np.column_stack([to[accept], who[accept]])
+
+
+def _edges(texts: pl.DataFrame, meaning: Interpretations, links: pl.DataFrame, similar: Similar) -> pl.DataFrame:
+    """i < j, similarity, asked_again, same_interpretation, probability; one row per pair of texts with any evidence, sorted."""
+    asked = links.select("i", "j", asked_again=pl.col("mean"), p_asked=(1 - pl.col("doubt").exp()))
+    near = pl.DataFrame(
+        {"i": similar.left, "j": similar.right, "similarity": similar.cosine.astype(np.float64), "p_near": similar.probability}
+    )
+    anchors = pl.DataFrame({"i": np.flatnonzero(meaning.anchor), "key": meaning.key[meaning.anchor]})
+    hub = (
+        anchors.join(texts.select("users", i=pl.int_range(pl.len(), dtype=pl.Int64)), on="i", maintain_order="left")
+        .sort("key", "users", "i", descending=[False, True, False])
+        .with_columns(hub=pl.col("i").first().over("key"))
+        .filter(pl.col("i") != pl.col("hub"))
+        .select(i=pl.min_horizontal("i", "hub"), j=pl.max_horizontal("i", "hub"))
+    )
+    edges = pl.concat([asked, near.cast({"i": pl.Int64, "j": pl.Int64}), hub], how="diagonal")
+    edges = edges.group_by("i", "j").agg(pl.exclude("i", "j").max()).sort("i", "j")
+    key = pl.Series(meaning.key)
+    a, b = key.gather(edges["i"]), key.gather(edges["j"])
+    same = pl.DataFrame({"a": a, "b": b}).select(
+        pl.when((pl.col("a") >= 0) & (pl.col("b") >= 0)).then((pl.col("a") == pl.col("b")).cast(pl.Float64)).alias("same_interpretation")
+    )
+    anchored = pl.Series(meaning.anchor)
+    specific = anchored.gather(edges["i"]) & anchored.gather(edges["j"])
+    trust = texts["served"].fill_null(1.0)
+    p_same = (trust.gather(edges["i"]) * trust.gather(edges["j"])).clip(0, 1)
+    return edges.with_columns(same["same_interpretation"], p_same=p_same, specific=specific).with_columns(
+        probability=pl.when(pl.col("same_interpretation") == 0)
+        .then(0.0)
+        .otherwise(
+            1
+            - (1 - pl.col("p_asked").fill_null(0.0))
+            * (1 - pl.col("p_near").fill_null(0.0))
+            * (1 - pl.when(pl.col("specific") & (pl.col("same_interpretation") == 1)).then(pl.col("p_same")).otherwise(0.0))
+        )
+    )
+
+
+def _describe(texts: pl.DataFrame, cluster: np.ndarray, edges: pl.DataFrame) -> pl.DataFrame:
+    """locale, utterance, users, served, goal (number), membership, is_exemplar; sorted by locale and utterance."""
+    n = texts.height
+    i, j, p = edges["i"].to_numpy(), edges["j"].to_numpy(), edges["probability"].to_numpy()
+    own = np.where(cluster[i] == cluster[j], p, 0.0)
+    inside = np.bincount(i, own, n) + np.bincount(j, own, n)
+    whole = np.bincount(i, p, n) + np.bincount(j, p, n)
+    alone = np.bincount(cluster, minlength=n)[cluster] == 1
+    membership = np.where(alone | (whole <= 0), 1.0, inside / np.where(whole > 0, whole, 1.0))
+    out = texts.select("locale", "utterance", users=pl.col("users").fill_null(0).cast(pl.Int64), served="served").with_columns(
+        goal=pl.Series(cluster), membership=pl.Series(membership).round(6)
+    )
+    first = out.sort(
+        "goal",
+        pl.col("served").fill_null(0.0) >= SERVED,
+        "users",
+        "served",
+        "locale",
+        "utterance",
+        descending=[False, True, True, True, False, False],
+        nulls_last=True,
+    ).unique("goal", keep="first", maintain_order=True)
+    return out.join(
+        first.select("locale", "utterance", is_exemplar=pl.lit(True)), on=["locale", "utterance"], how="left", maintain_order="left"
+    ).with_columns(pl.col("is_exemplar").fill_null(False))
+
+
+def goal_id(locale: str, utterance: str, salt: int = 0) -> str:
+    """The id a goal is born with: `g` and 16 hex digits of its exemplar's sha256. `salt` > 0 when that id is taken."""
+    name = f"{locale}|{utterance}" + (f"|{salt}" if salt else "")
+    return "g" + hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def _stable_ids(goals: pl.DataFrame, last: pl.DataFrame | None) -> tuple[list[str], pl.DataFrame]:
+    """An id per row of `goals`, and what became of the last ids (GOAL_CHANGES, sorted)."""
+    old = pl.DataFrame(schema={"locale": pl.String, "utterance": pl.String, "old": pl.String})
+    if last is not None and last.height:
+        old = last.select("locale", "utterance", old="goal_id").unique(["locale", "utterance"]).sort("locale", "utterance")
+    shared = (
+        goals.join(old, on=["locale", "utterance"])
+        .group_by("goal", "old")
+        .agg(users=pl.col("users").clip(lower_bound=1).sum(), texts=pl.len().cast(pl.Int64))
+        .sort("users", "texts", "old", "goal", descending=[True, True, False, False])
+    )
+    name: dict[int, str] = {}
+    kept: set[str] = set()
+    for number, before in shared.select("goal", "old").iter_rows():
+        if number not in name and before not in kept:
+            name[number] = before
+            kept.add(before)
+    taken = set(old["old"].to_list())
+    for number, locale, utterance in goals.filter("is_exemplar").select("goal", "locale", "utterance").sort("goal").iter_rows():
+        if number not in name:
+            salt = 0
+            while (new := goal_id(locale, utterance, salt)) in taken:
+                salt += 1
+            name[number] = new
+            taken.add(new)
+    sizes = dict(goals.group_by("goal").len().iter_rows())
+    rows = [(before, name[number], "kept" if name[number] == before else None, texts) for number, before, _, texts in shared.iter_rows()]
+    mainly: dict[str, str] = {}
+    for before, new, _, _ in rows:  # the largest share comes first
+        mainly.setdefault(before, new)
+    changes, seen = [], set()
+    for before, new, change, texts in rows:
+        if change is None:
+            # The id went on in a goal of its own: this part was split off. Else the goal went into another one.
+            change = "split" if before in kept else "merged"  # noqa: PLW2901
+            if change == "merged" and mainly[before] != new:
+                change = "split"  # noqa: PLW2901
+        changes.append((before, new, change, texts))
+        seen.add(new)
+    changes += [(None, name[number], "appeared", size) for number, size in sizes.items() if name[number] not in seen]
+    gone = old.filter(~pl.col("old").is_in(shared["old"].unique().implode())).group_by("old").len()
+    changes += [(before, None, "vanished", texts) for before, texts in gone.iter_rows()]
+    schema = {"old_goal_id": pl.String, "new_goal_id": pl.String, "change": pl.String, "texts": pl.Int64}
+    table = pl.DataFrame(changes, schema=schema, orient="row").select(GOAL_CHANGES.names)
+    ids = pl.DataFrame({"goal": list(name), "id": list(name.values())}, schema={"goal": pl.Int64, "id": pl.String})
+    ordered = goals.select("goal").join(ids, on="goal", how="left", maintain_order="left")["id"].to_list()
+    return ordered, table.sort("change", "old_goal_id", "new_goal_id", nulls_last=True)
+
+
+def _picture(goals: pl.DataFrame, vectors: np.ndarray | None) -> pl.DataFrame:
+    """`x`, `y`: the two main directions of the texts' vectors, for a scatter plot; null where a text has no vector."""
+    x = y = np.full(goals.height, np.nan)
+    if vectors is not None and goals.height > 2:
+        there = np.abs(vectors).max(axis=1) > 0
+        if there.sum() > 2:
+            known = vectors[there].astype(np.float64)
+            centre = known.mean(axis=0)
+            _, axes = np.linalg.eigh((known - centre).T @ (known - centre))
+            axes = axes[:, -1:-3:-1]
+            axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1, 1)  # a direction has no sign of its own
+            at = np.full((goals.height, 2), np.nan)
+            at[there] = (known - centre) @ axes
+            x, y = np.round(at, 4).T
+    return goals.with_columns(x=pl.Series(x).fill_nan(None), y=pl.Series(y).fill_nan(None))
+
+
+def _edge_table(texts: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
+    """GOAL_EDGES, sorted."""
+    names = {}
+    for side, column in (("a", "i"), ("b", "j")):
+        names[f"locale_{side}"] = texts["locale"].gather(edges[column])
+        names[f"utterance_{side}"] = texts["utterance"].gather(edges[column])
+    return (
+        edges.with_columns(**names)
+        .with_columns(pl.col("probability", "similarity", "asked_again", "same_interpretation").cast(pl.Float64).round(6))
+        .select(GOAL_EDGES.names)
+        .sort("locale_a", "utterance_a", "locale_b", "utterance_b")
+    )
