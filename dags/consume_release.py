@@ -104,7 +104,7 @@ def consume_release():
                     "the release was changed after it was announced: do not train on it"
                 )
             verified[release_id] = summary
-            for table, rows in sorted(summary["tables"].items()):
+            for table, rows in sorted(summary["rows"].items()):
                 print(f"{release_id}  {table:<12} {rows:>10,} rows", flush=True)
         return list(verified.values())
 
