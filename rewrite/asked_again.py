@@ -1,0 +1,345 @@
+"""Did this turn ask again for the goal of that one? Learned from a log without labels.
+
+Three views of a pair are nearly independent given the answer: how alike the texts are, how soon the second came, and how
+the first went (status, interruption, feedback, confidence, replies). They teach each other by EM:
+
+1. Text. A monotone model tells neighbouring turns from the same turns shuffled among users. What neighbours show beyond
+   chance is the first guess of "asked again" (positive-unlabelled learning, Elkan & Noto 2008).
+2. Rounds. Every view is fitted to what the views together believe, and its log likelihood ratio replaces the last
+   one. The text view stays a monotone function of the one score from step 1: refitted freely it drifts to whatever
+   else neighbours share. Signs are constrained throughout: likeness never counts against, a success never for.
+
+Fellegi-Sunter weights are the special case of one binned view per feature; measured, that drifts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import polars as pl
+
+from rewrite import ngrams, pairs
+from rewrite.model import POOL, Curve, Detector, Model, TextStats
+
+MIN_PAIRS = 500
+"""Fewer neighbouring pairs than this teach nothing that a rule fixed by hand does not know."""
+MIN_OWN = 3000
+"""A locale or channel of a pooled log learns for itself from this many pairs on."""
+MAX_PAIRS = 30_000
+"""Pairs used to fit; measured, more change nothing."""
+ROUNDS = 8
+REFERENCES = 400
+MIN_REFERENCES = 50
+_LIMIT = 6.0  # no single view says more than e^6 : 1
+_BINS = 25
+_EDIT, _JACCARD = (list(pairs.TEXT_FEATURES).index(n) for n in ("edit", "jaccard"))
+
+
+def fit(sample_turns: pl.DataFrame, *, seed: int = 0, k: int = 3, max_pairs: int = MAX_PAIRS) -> Model:
+    """Learn everything `rewrite.votes.detect` needs from a sample of turns (whole sessions), in any row order.
+
+    Texts enter the model by name only if `k` distinct users said them. Never fails for lack of turns: parts that are too
+    thin use the pool of all locales, and a thin pool a rule fixed by hand.
+    """
+    from rewrite import outcomes
+
+    turns = pairs.ordered(sample_turns)
+    stats = {locale: _text_stats(part, k, seed) for locale, part in _by_locale(turns)}
+    p = pairs.candidate_pairs(turns)
+    friction = pairs.friction_features(turns)
+    # Samples and sums go by turn, never by user key: another lake key must not give another model.
+    neighbours = p.filter(pl.col("lag") == 1).sort("locale", "turn_id", "next_turn_id", "gap_s")
+    detectors = _fit_detectors(turns, neighbours, friction, stats, seed, max_pairs)
+    model = Model(k, stats, detectors, {})
+    return outcomes.fit(turns, score(turns, p, model, friction), model)
+
+
+def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction: np.ndarray | None = None) -> pl.DataFrame:
+    """Probabilities of all candidate pairs: `candidates` and `probability, p_same_topic, decided_by, p_text, p_gap, p_friction, edit, jaccard`.
+
+    `turns` is `pairs.ordered(...)`, `candidates` its `candidate_pairs`. `p_text` and so on are what one view alone would
+    say. Of neighbours, `probability` combines the three. Further apart, two turns are of one goal when the chain of
+    neighbours between them holds, or when their texts alone say so and the turns between are about something else.
+    """
+    n = candidates.height
+    llr, alike = np.zeros((n, 3)), np.zeros((n, 2))
+    base, unrelated = np.full(n, 0.2), np.ones(n)
+    if friction is None:
+        friction = pairs.friction_features(turns)
+    i, j = candidates["i"].to_numpy(), candidates["j"].to_numpy()
+    log_gap = np.log(np.maximum(candidates["gap_s"].to_numpy(), 0.0) + 0.5)
+    locale = candidates["locale"]
+    channel = turns["channel"].gather(i) if n else turns["channel"].head(0)
+    for (name,), part in _groups(locale):
+        x = _text_features(turns, i[part], j[part], model.stats.get(name, TextStats()))
+        alike[part] = x[:, [_EDIT, _JACCARD]]
+        for (said_on,), within in _groups(channel.gather(part)):
+            d, rows = model.detector(name, said_on), part[within]
+            llr[rows, 0] = _text_llr(d, x[within])
+            llr[rows, 1] = _gap_llr(d, log_gap[rows])
+            llr[rows, 2] = _friction_llr(d, friction[i[rows]])
+            base[rows], unrelated[rows] = d.base, d.unrelated
+    retry, same, lag = (candidates[c].to_numpy() for c in ("is_retry", "same_text", "lag"))
+    prior = _logit(base)
+    combined = _sigmoid(prior + llr.sum(axis=1))
+    direct = _sigmoid(prior + llr[:, 0] + np.minimum(llr[:, 1], 0.0))
+    probability = np.where(lag <= 1, combined, _further(i, j, lag, combined, direct))
+    probability = np.where(retry, 0.0, np.clip(probability, 0.001, 0.999))
+    p_text, p_gap, p_friction = _sigmoid(prior[:, None] + llr).T
+    # What neighbours share beyond chance and is not asking again: the same topic with a new value, or the next step.
+    related = np.clip(1.0 - unrelated * np.exp(-np.clip(llr[:, 0], -_LIMIT, _LIMIT)), 0.0, 1.0)
+    topic = np.where(retry, 0.0, related * (1.0 - probability))
+    texts = np.abs(llr[:, 0]) >= np.abs(llr[:, 1:]).sum(axis=1)
+    decided = np.select([retry, lag > 1, same, texts], ["retry", "chain", "identical", "text"], "combined")
+    return candidates.with_columns(
+        probability=probability,
+        p_same_topic=topic,
+        decided_by=pl.Series(decided, dtype=pl.String),
+        p_text=p_text,
+        p_gap=p_gap,
+        p_friction=p_friction,
+        edit=alike[:, 0],
+        jaccard=alike[:, 1],
+    )
+
+
+def _further(i: np.ndarray, j: np.ndarray, lag: np.ndarray, combined: np.ndarray, direct: np.ndarray) -> np.ndarray:
+    """P(one goal) of pairs two or three turns apart, from the neighbours' probabilities and their own texts.
+
+    Rows of one i are in the order of lag. chain(i, j) = product of the neighbours between; what is left over may still be
+    one goal that another interrupted: direct(i, j), if no turn between belongs to either.
+    """
+    p = np.where(lag == 1, combined, 0.0)
+    if not (lag > 1).any():
+        return p
+    step = np.zeros(int(max(i.max(), j.max())) + 1)  # probability of the neighbouring pair that starts at a turn
+    after = np.full(len(step), -1)
+    first = lag == 1
+    step[i[first]], after[i[first]] = combined[first], j[first]
+    for n in (2, 3):
+        at = np.flatnonzero(lag == n)
+        mid = after[i[at]]
+        if n == 2:
+            chain, apart = step[i[at]] * step[mid], (1 - step[i[at]]) * (1 - step[mid])
+        else:
+            mid2 = after[mid]
+            chain = step[i[at]] * step[mid] * step[mid2]
+            apart = (1 - step[i[at]]) * (1 - step[mid2])
+        p[at] = chain + (1 - chain) * direct[at] * apart
+    return p
+
+
+# ---- views -------------------------------------------------------------------------------------------------------------
+
+
+def _text_llr(d: Detector, x: np.ndarray) -> np.ndarray:
+    return d.text(_predict(d.text_trees, x)) if d.text_trees else _text_rule(x)
+
+
+def _gap_llr(d: Detector, log_gap: np.ndarray) -> np.ndarray:
+    return d.gap(log_gap) if d.pairs else _gap_rule(log_gap)
+
+
+def _friction_llr(d: Detector, x: np.ndarray) -> np.ndarray:
+    if d.friction_trees:
+        return np.clip(_predict(d.friction_trees, x) - _logit(d.friction_base), -_LIMIT, _LIMIT)
+    return np.zeros(len(x)) if d.pairs else _friction_rule(x)
+
+
+def _text_rule(x: np.ndarray) -> np.ndarray:
+    """For logs too thin to learn from: half of the text alike is even odds."""
+    alike = np.maximum(x[:, 0], x[:, 2])
+    return np.clip(10.0 * (alike - 0.35), -3.0, 4.0)
+
+
+def _gap_rule(log_gap: np.ndarray) -> np.ndarray:
+    """45 seconds, the practitioner's rule for voice (Ponnusamy 2020), as even odds."""
+    return np.clip(np.log(45.0) - log_gap, -2.0, 1.0)
+
+
+def _friction_rule(x: np.ndarray) -> np.ndarray:
+    refused, barge, feedback = (np.nan_to_num(x[:, c]) for c in (1, 2, 3))
+    known = ~np.isnan(x[:, 1])
+    return np.where(known, 3.0 * refused - 1.0, 0.0) + 1.5 * barge - 2.0 * feedback
+
+
+# ---- fitting -----------------------------------------------------------------------------------------------------------
+
+
+def _fit_detectors(turns, neighbours, friction, stats, seed, max_pairs) -> dict[tuple[str, str], Detector]:
+    n = neighbours.height
+    i, j, gap = (neighbours[c].to_numpy() for c in ("i", "j", "gap_s"))
+    locale = neighbours["locale"]
+    channel = turns["channel"].gather(i).fill_null(POOL) if n else turns["channel"].head(0)
+    groups: dict[tuple[str, str], np.ndarray] = {}
+    for (name,), rows in _groups(locale):
+        if len(rows) >= MIN_OWN:
+            groups[name, POOL] = rows
+        for (said_on,), within in _groups(channel.gather(rows)):
+            if said_on != POOL and MIN_OWN <= len(within) < len(rows):
+                groups[name, said_on] = rows[within]
+    groups[POOL, POOL] = np.arange(n)
+    out: dict[tuple[str, str], Detector] = {}
+    for name, rows in sorted(groups.items()):
+        rng = np.random.default_rng([seed, len(rows)])
+        if len(rows) > max_pairs:
+            rows = np.sort(rng.choice(rows, max_pairs, replace=False))
+        # The same turns, the second ones shuffled within their locale: what chance looks like.
+        shuffled, x, xr = j[rows].copy(), np.empty((len(rows), 0)), None
+        x = np.empty((len(rows), len(pairs.TEXT_FEATURES)))
+        xr = np.empty_like(x)
+        for (loc,), part in _groups(locale.gather(rows)):
+            shuffled[part] = rng.permutation(shuffled[part])
+            both = np.concatenate([rows[part], rows[part]])
+            f = _text_features(turns, i[both], np.concatenate([j[rows[part]], shuffled[part]]), stats[loc])
+            x[part], xr[part] = f[: len(part)], f[len(part) :]
+        other = turns["user_key"].gather(i[rows]).to_numpy() != turns["user_key"].gather(shuffled).to_numpy()
+        out[name] = _co_em(x, xr[other], np.log(np.maximum(gap[rows], 0.0) + 0.5), friction[i[rows]], seed)
+    return out
+
+
+def _co_em(x: np.ndarray, chance: np.ndarray, log_gap: np.ndarray, friction: np.ndarray, seed: int, rounds: int = ROUNDS) -> Detector:
+    n = len(x)
+    if n < MIN_PAIRS or len(chance) < MIN_PAIRS:
+        return Detector(base=0.2)
+    both = np.concatenate([x, chance])
+    y = np.concatenate([np.ones(n), np.zeros(len(chance))])
+    weight = np.concatenate([np.full(n, 1 / n), np.full(len(chance), 1 / len(chance))]) * n
+    trees = _trees(both, y, list(pairs.TEXT_FEATURES.values()), weight, seed, rounds=60)
+    s = _predict(trees, x)
+    # Chance pairs are unrelated, so what neighbours have fewest of, relative to chance, is the share of unrelated ones.
+    unrelated = float(np.clip(np.exp(np.median(_predict(trees, chance))), 0.05, 0.98))
+    q = np.clip(1.0 - unrelated * np.exp(-s), 0.001, 0.999)
+    use = [c for c in range(friction.shape[1]) if np.unique(friction[~np.isnan(friction[:, c]), c]).size > 1]
+    signs = [list(pairs.FRICTION_FEATURES.values())[c] if c in use else 0 for c in range(friction.shape[1])]
+    known = np.where(np.isin(np.arange(friction.shape[1]), use), friction, np.nan)
+    text, gap, friction_trees, mean = Curve(), Curve(), "", float(q.mean())
+    base = mean
+    llr = np.zeros((n, 3))
+    llr[:, 0] = _logit(q) - _logit(base)
+    for _ in range(rounds):
+        for view in (1, 2, 0):
+            q = _sigmoid(_logit(base) + llr.sum(axis=1))
+            if view == 1:
+                gap = _curve(log_gap, q, rising=False)
+                llr[:, 1] = gap(log_gap)
+            elif view == 2 and use:
+                mean = float(q.mean())
+                friction_trees = _trees(known, q, signs, None, seed, rounds=40)
+                llr[:, 2] = np.clip(_predict(friction_trees, known) - _logit(mean), -_LIMIT, _LIMIT)
+            elif view == 0:
+                text = _curve(s, q, rising=True)
+                llr[:, 0] = text(s)
+        base = float(np.clip(_sigmoid(_logit(base) + llr.sum(axis=1)).mean(), 0.005, 0.95))
+    return Detector(base, trees, friction_trees, mean, text, gap, unrelated, n)
+
+
+def _curve(x: np.ndarray, q: np.ndarray, rising: bool) -> Curve:
+    """E[q | x] in bins of equal mass, made monotone (pool adjacent violators), as log likelihood ratio to the mean."""
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    at = np.searchsorted(edges, x, side="right")
+    weight = np.bincount(at, minlength=len(edges) + 1).astype(float)
+    mean = float(q.mean())
+    value = (np.bincount(at, q, len(edges) + 1) + mean) / (weight + 1.0)
+    value = _monotone(value if rising else -value, weight)
+    value = value if rising else -value
+    llr = np.clip(_logit(np.clip(value, 1e-4, 1 - 1e-4)) - _logit(mean), -_LIMIT, _LIMIT)
+    return Curve(tuple(edges.tolist()), tuple(llr.tolist()))
+
+
+def _monotone(value: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Pool adjacent violators: the nearest non-decreasing sequence, weighted."""
+    blocks: list[list[float]] = []
+    for v, w in zip(value, np.maximum(weight, 1e-9), strict=True):
+        blocks.append([v, w, 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            b = blocks.pop()
+            a = blocks[-1]
+            blocks[-1] = [(a[0] * a[1] + b[0] * b[1]) / (a[1] + b[1]), a[1] + b[1], a[2] + b[2]]
+    return np.concatenate([np.full(int(n), v) for v, _, n in blocks])
+
+
+def _trees(x, y, signs, weight, seed: int, rounds: int) -> str:
+    """Monotone gradient-boosted trees on soft targets, in LightGBM's text form."""
+    import lightgbm as lgb
+
+    params = {
+        "objective": "cross_entropy",
+        "learning_rate": 0.1,
+        "num_leaves": 15,
+        "min_data_in_leaf": max(25, len(x) // 400),
+        "min_sum_hessian_in_leaf": 1e-3,
+        "lambda_l2": 1.0,
+        "monotone_constraints": signs,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": 1,
+        "seed": seed,
+        "verbose": -1,
+    }
+    data = lgb.Dataset(x, y, weight=weight, params={"verbose": -1}, free_raw_data=True)
+    return lgb.train(params, data, num_boost_round=rounds).model_to_string()
+
+
+def _predict(trees: str, x: np.ndarray) -> np.ndarray:
+    """Raw scores (log odds), shape (n,)."""
+    import lightgbm as lgb
+
+    if not len(x):
+        return np.zeros(0)
+    return lgb.Booster(model_str=trees).predict(x, raw_score=True, num_threads=1)
+
+
+def _text_features(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats) -> np.ndarray:
+    """Text features of pairs of turns; every distinct text is measured once."""
+    keys = turns["key"].gather(np.concatenate([i, j]))
+    distinct = keys.unique().sort()
+    code = keys.replace_strict(distinct, pl.int_range(distinct.len(), eager=True), return_dtype=pl.Int64).to_numpy() if len(keys) else i
+    return pairs.Texts(distinct.to_list(), stats).features(code[: len(i)], code[len(i) :])
+
+
+def _text_stats(turns: pl.DataFrame, k: int, seed: int) -> TextStats:
+    """Rarity of n-grams and words, and the texts of k users, of one locale's turns."""
+    turns = turns.filter(~pl.col("is_retry"))
+    per_text = turns.group_by("key").agg(n=pl.len(), users=pl.col("user_key").n_unique()).sort("key")
+    texts = per_text["key"].to_list()
+    df_ngrams, df_words = (np.bincount(m.indices, minlength=m.shape[1]) for m in (ngrams.ngram_counts(texts), ngrams.words(texts)))
+    shared = per_text.filter(pl.col("users") >= k)
+    hashes = ngrams.hash_texts(shared["key"].to_list())
+    order = np.argsort(hashes)
+    reference: list[str] = []
+    if shared.height >= MIN_REFERENCES:
+        rng = np.random.default_rng(seed)
+        share = shared["n"].to_numpy() / shared["n"].sum()
+        reference = sorted(shared["key"].gather(rng.choice(shared.height, REFERENCES, p=share)).to_list())
+    ngram_columns, word_columns = np.flatnonzero(df_ngrams).astype(np.int32), np.flatnonzero(df_words).astype(np.int32)
+    return TextStats(
+        len(texts),
+        turns.height,
+        ngram_columns,
+        df_ngrams[ngram_columns].astype(np.int32),
+        word_columns,
+        df_words[word_columns].astype(np.int32),
+        hashes[order],
+        (shared["n"].to_numpy() / max(turns.height, 1))[order],
+        tuple(reference),
+    )
+
+
+def _by_locale(turns: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
+    return sorted((str(name[0]), part) for name, part in turns.partition_by("locale", as_dict=True).items()) if turns.height else []
+
+
+def _groups(column: pl.Series) -> Iterable[tuple[tuple, np.ndarray]]:
+    """((value,), row numbers) of every distinct value, in order, null first."""
+    frame = pl.DataFrame({"value": column}).with_row_index("row").group_by("value").agg("row").sort("value", nulls_last=False)
+    return [((value,), rows.to_numpy().astype(np.int64)) for value, rows in zip(frame["value"], frame["row"], strict=True)]
+
+
+def _logit(p):
+    return np.log(p) - np.log1p(-p) if np.isscalar(p) else np.log(np.clip(p, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(p, 1e-6, 1 - 1e-6))
+
+
+def _sigmoid(z):
+    return 1.0 / (1.0 + np.exp(-np.clip(z, -30, 30)))

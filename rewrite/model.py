@@ -1,0 +1,196 @@
+"""The saved model: every number that scoring a day needs, as named files of bytes. Nothing in it is ever unpickled.
+
+A model is a set of parts, each found by (locale, channel), then (locale, any channel), then the pool of all locales:
+
+- `TextStats` per locale: how rare each n-gram and word is, how often each text that k users said is said, and a few
+  hundred such turns drawn at random, the yardstick of chance;
+- `Detector` per locale and channel: the three views of "asked again";
+- `Outcome` per locale: the latent class of served and failed turns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+
+from rewrite import ngrams
+
+VERSION = 1
+POOL = "*"
+"""In place of a locale or a channel: all of them."""
+
+
+@dataclass(frozen=True)
+class TextStats:
+    """What one locale's texts are like. `texts` counts distinct texts; `*_columns` and `*_counts` say in how many of them
+    a hashed n-gram or word is; `known` and `frequency` the share of turns of each text that k users said."""
+
+    texts: int = 0
+    turns: int = 0
+    ngram_columns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    ngram_counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    word_columns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    word_counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    known: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    frequency: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float64))
+    reference: tuple[str, ...] = ()
+
+    @cached_property
+    def ngram_idf(self) -> np.ndarray:
+        return self._idf(self.ngram_columns, self.ngram_counts)
+
+    @cached_property
+    def word_idf(self) -> np.ndarray:
+        return self._idf(self.word_columns, self.word_counts)
+
+    def _idf(self, columns: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        seen = np.zeros(1 << ngrams.BITS, np.float32)
+        seen[columns] = counts
+        return (np.log((1.0 + self.texts) / (1.0 + seen)) + 1.0).astype(np.float32)
+
+    def vectors(self, texts: list[str]) -> sp.csr_matrix:
+        """Sublinear tf-idf over character n-grams, rows of length 1: shape (n, 2**BITS), float32."""
+        x = ngrams.ngram_counts(texts)
+        x.data = (1.0 + np.log(x.data)) * self.ngram_idf[x.indices]
+        norm = np.sqrt(np.asarray(x.multiply(x).sum(axis=1)).ravel())
+        x.data /= np.repeat(np.maximum(norm, 1e-12), np.diff(x.indptr)).astype(np.float32)
+        return x
+
+    def log_frequency(self, texts: list[str]) -> np.ndarray:
+        """Log of the text's share of turns, per ten thousand; texts that fewer than k users said are all one: the rarest."""
+        if not len(self.known):
+            return np.zeros(len(texts))
+        hashes = ngrams.hash_texts(texts)
+        at = np.minimum(np.searchsorted(self.known, hashes), len(self.known) - 1)
+        share = np.where(self.known[at] == hashes, self.frequency[at], 0.0)
+        return np.log1p(1e4 * share)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A monotone step function learned in bins: value[i] holds below edges[i], the last above all edges. Missing x: 0."""
+
+    edges: tuple[float, ...] = ()
+    values: tuple[float, ...] = (0.0,)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        at = np.searchsorted(np.asarray(self.edges), x, side="right")
+        return np.where(np.isnan(x), 0.0, np.asarray(self.values)[at])
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Log likelihood ratios of the three views of a pair, and the share of pairs that ask again.
+
+    `text_trees` and `friction_trees` are LightGBM models in text form; an empty one stands for a rule fixed by hand
+    (`rewrite.asked_again`). `text` maps the trees' score to the log likelihood ratio, `gap` log seconds.
+    """
+
+    base: float
+    text_trees: str = ""
+    friction_trees: str = ""
+    friction_base: float = 0.5
+    text: Curve = Curve()
+    gap: Curve = Curve()
+    unrelated: float = 1.0  # share of neighbours that are no nearer than chance: scales P(same topic)
+    pairs: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Latent class of turns: `served` and `failed` are P(cell | class) over (friction, what came next), flattened."""
+
+    prior: float  # P(served) of a turn
+    mixed: float  # share of turns whose text is served sometimes
+    served: tuple[float, ...] = ()
+    failed: tuple[float, ...] = ()
+    turns: int = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    k: int
+    stats: Mapping[str, TextStats]  # by locale
+    detectors: Mapping[tuple[str, str], Detector]  # by (locale, channel); the pool ("*", "*") is always there
+    outcomes: Mapping[str, Outcome]  # by locale; the pool "*" is always there
+    asr_confidence: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # deciles by locale, where logged
+
+    def detector(self, locale: str, channel: str | None) -> Detector:
+        for name in ((locale, channel or POOL), (locale, POOL), (POOL, channel or POOL)):
+            if name in self.detectors:
+                return self.detectors[name]
+        return self.detectors[POOL, POOL]
+
+    def outcome(self, locale: str) -> Outcome:
+        return self.outcomes.get(locale, self.outcomes[POOL])
+
+    def served_prior(self, locale: str) -> float:
+        """P(served) of a turn of this locale before anything is known of it. An outcome vote of value v carries the
+        log likelihood ratio logit(v) - logit(served_prior)."""
+        return self.outcome(locale).prior
+
+    def to_files(self) -> dict[str, bytes]:
+        """File name -> bytes: one JSON, and one npz and two LightGBM texts per part where they are needed."""
+        files: dict[str, bytes] = {}
+        index: dict = {"version": VERSION, "k": self.k, "stats": [], "detectors": [], "outcomes": []}
+        for i, locale in enumerate(sorted(self.stats)):
+            s = self.stats[locale]
+            files[f"texts-{i:03d}.npz"] = _npz({n: getattr(s, n) for n in _ARRAYS})
+            index["stats"].append({"locale": locale, "texts": s.texts, "turns": s.turns, "reference": list(s.reference)})
+        for i, (locale, channel) in enumerate(sorted(self.detectors)):
+            d = asdict(self.detectors[locale, channel])
+            for trees in ("text_trees", "friction_trees"):
+                if text := d.pop(trees):
+                    files[f"detector-{i:03d}-{trees.split('_')[0]}.txt"] = text.encode()
+            index["detectors"].append({"locale": locale, "channel": channel} | d)
+        index["outcomes"] = [{"locale": n} | asdict(o) for n, o in sorted(self.outcomes.items())]
+        index["asr_confidence"] = {n: list(v) for n, v in sorted(self.asr_confidence.items())}
+        files["model.json"] = json.dumps(index, ensure_ascii=True, sort_keys=True, indent=1, default=list).encode()
+        return dict(sorted(files.items()))
+
+    @staticmethod
+    def from_files(files: Mapping[str, bytes]) -> Model:
+        """The model back; ValueError when a file is missing or of another version."""
+        if "model.json" not in files:
+            raise ValueError(f"not a model: model.json is missing among {sorted(files)}; run `sayagain fit` again")
+        index = json.loads(files["model.json"])
+        if index.get("version") != VERSION:
+            raise ValueError(f"model version {index.get('version')!r} cannot be read, this code reads {VERSION}; run `sayagain fit` again")
+        stats, detectors = {}, {}
+        for i, s in enumerate(index["stats"]):
+            with np.load(io.BytesIO(files[f"texts-{i:03d}.npz"]), allow_pickle=False) as arrays:
+                locale, reference = s.pop("locale"), tuple(s.pop("reference"))
+                stats[locale] = TextStats(**{n: arrays[n] for n in _ARRAYS}, **s, reference=reference)
+        for i, d in enumerate(index["detectors"]):
+            name = d.pop("locale"), d.pop("channel")
+            curves = {n: Curve(tuple(d[n]["edges"]), tuple(d[n]["values"])) for n in ("text", "gap")}
+            trees = {f"{n}_trees": files.get(f"detector-{i:03d}-{n}.txt", b"").decode() for n in ("text", "friction")}
+            detectors[name] = Detector(**d | curves | trees)
+        outcomes = {
+            o.pop("locale"): Outcome(**o | {"served": tuple(o["served"]), "failed": tuple(o["failed"])}) for o in index["outcomes"]
+        }
+        return Model(index["k"], stats, detectors, outcomes, {n: tuple(v) for n, v in index["asr_confidence"].items()})
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over names and bytes of the files, 64 hex digits."""
+        h = hashlib.sha256()
+        for name, data in self.to_files().items():
+            h.update(f"{name}\0{len(data)}\0".encode() + data)
+        return h.hexdigest()
+
+
+_ARRAYS = ("ngram_columns", "ngram_counts", "word_columns", "word_counts", "known", "frequency")
+
+
+def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)
+    return out.getvalue()

@@ -1,0 +1,198 @@
+"""Pairs of turns that may be two tries at one goal, and what can be measured about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from rewrite.contracts import TURNS
+from rewrite.model import TextStats
+
+MAX_LAG = 3
+RETRY_S = 2.0
+"""The same text again within two seconds is a client sending twice, not a person speaking twice."""
+
+TEXT_FEATURES = {
+    # name: sign of the monotone constraint on P(asked again)
+    "edit": 1,  # Levenshtein similarity
+    "partial": 1,  # best alignment of the shorter text in the longer
+    "cosine": 1,  # tf-idf of character n-grams
+    "rarest": 1,  # inverse document frequency of the rarest word shared
+    "shared": 1,  # of all words shared, summed
+    "jaccard": 1,  # of words shared, over that of all words
+    "contained": 1,  # of words shared, over that of the lighter text
+    "chance": 1,  # -log of the share of random turns at least as close to one side as the other side is
+    "frequency_1": -1,  # log share of turns of the first text
+    "frequency_2": -1,
+}
+FRICTION_FEATURES = {
+    "status": 0,
+    "refused": 1,
+    "barge_in": 1,
+    "feedback": -1,
+    "intent_confidence": -1,
+    "asr_confidence": -1,
+    "same_reply": 1,  # the reply before this turn resembles the reply to it
+    "echo": -1,  # the reply holds the words of the turn
+}
+_STATUS = {"completed": 0, "no_match": 1, "error": 2, "cancelled": 3}
+_CHUNK = 20_000
+
+
+def ordered(turns: pl.DataFrame) -> pl.DataFrame:
+    """Turns in canonical order with every column of TURNS (absent ones null), `date` (UTC), `run` (one user, locale, date
+    and session; dense from 0) and `is_retry`.
+
+    A retry is a turn that a later one of its run repeats within RETRY_S seconds: the client asked twice for one act of
+    the person. The last of such a row of events stands for it, with the answer that the person got in the end.
+    """
+    missing = [n for n in ("turn_id", "timestamp", "user_key", "locale", "session", "key") if n not in turns.columns]
+    if missing:
+        raise ValueError(f"turns lack the columns {missing}; they come from `sayagain ingest`")
+    empty = pl.from_arrow(TURNS.empty_table())
+    assert isinstance(empty, pl.DataFrame)
+    absent = [pl.lit(None, t).alias(n) for n, t in empty.schema.items() if n not in turns.columns]
+    keep = [*empty.columns, "date"]
+    out = turns.with_columns(*absent, date=pl.col("timestamp").dt.date()).select(keep)
+    out = out.sort("locale", "user_key", "date", "session", "timestamp", "turn_id")
+    if not out.height:
+        return out.with_columns(run=pl.lit(0, pl.Int64), is_retry=pl.lit(False))
+    same = pl.all_horizontal(pl.col(c).eq_missing(pl.col(c).shift()) for c in ("locale", "user_key", "date", "session"))
+    out = out.with_columns(run=(~same.fill_null(False)).cast(pl.Int64).cum_sum() - 1)
+    again = (pl.col("key") == pl.col("key").shift(-1)) & (pl.col("run") == pl.col("run").shift(-1))
+    soon = (pl.col("timestamp").shift(-1) - pl.col("timestamp")).dt.total_microseconds() <= RETRY_S * 1e6
+    return out.with_columns(is_retry=(again & soon).fill_null(False))
+
+
+def candidate_pairs(turns: pl.DataFrame, max_lag: int = MAX_LAG) -> pl.DataFrame:
+    """All pairs of one user, date, session and locale up to `max_lag` turns apart; retries do not count as turns.
+
+    `turns` is any turns frame or the result of `ordered`. One row per pair, sorted by (i, j): `i`, `j` (row numbers in
+    `ordered(turns)`), `turn_id`, `next_turn_id`, `locale`, `lag` (0 for a retry and what it was repeated by), `gap_s`,
+    `same_text`, `is_retry`.
+    """
+    t = turns if "is_retry" in turns.columns else ordered(turns)
+    run, retry = t["run"].to_numpy(), t["is_retry"].to_numpy()
+    real = np.flatnonzero(~retry)
+    firsts, seconds, lags = [np.flatnonzero(retry)], [np.flatnonzero(retry) + 1], [np.zeros(int(retry.sum()), np.int8)]
+    for lag in range(1, max_lag + 1):
+        i, j = real[:-lag], real[lag:]
+        ok = run[i] == run[j]
+        firsts.append(i[ok])
+        seconds.append(j[ok])
+        lags.append(np.full(int(ok.sum()), lag, np.int8))
+    i, j, lag = (np.concatenate(x) for x in (firsts, seconds, lags))
+    order = np.lexsort((j, i))
+    i, j, lag = i[order], j[order], lag[order]
+    at = t["timestamp"].to_physical().to_numpy()
+    code = _codes(t["key"])
+    return pl.DataFrame(
+        {
+            "i": i,
+            "j": j,
+            "turn_id": t["turn_id"].gather(i),
+            "next_turn_id": t["turn_id"].gather(j),
+            "locale": t["locale"].gather(i),
+            "lag": pl.Series(lag, dtype=pl.Int8),
+            "gap_s": (at[j] - at[i]) / 1e6,
+            "same_text": code[i] == code[j],
+            "is_retry": lag == 0,
+        }
+    )
+
+
+def _codes(keys: pl.Series) -> np.ndarray:
+    return keys.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Distinct texts of one locale, measured once: what the features of any pair of them are made from."""
+
+    keys: list[str]
+    stats: TextStats
+
+    def __post_init__(self) -> None:
+        from rewrite import ngrams
+
+        w = ngrams.words(self.keys)
+        w.data = self.stats.word_idf[w.indices]
+        reference = self.stats.vectors(list(self.stats.reference)) if self.stats.reference else None
+        object.__setattr__(self, "vectors", self.stats.vectors(self.keys))
+        object.__setattr__(self, "words", w)
+        object.__setattr__(self, "mass", np.asarray(w.sum(axis=1)).ravel())
+        object.__setattr__(self, "frequency", self.stats.log_frequency(self.keys))
+        object.__setattr__(self, "near", None if reference is None else _nearness(self.vectors, reference))
+
+    def features(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """TEXT_FEATURES of the pairs (keys[a], keys[b]): shape (n, features), float64. `chance` is NaN without a reference."""
+        if not len(a):
+            return np.zeros((0, len(TEXT_FEATURES)))
+        n = len(self.keys)
+        distinct, inverse = np.unique(a.astype(np.int64) * n + b, return_inverse=True)
+        parts = [self._features(c // n, c % n) for c in np.array_split(distinct, max(1, len(distinct) // _CHUNK))]
+        return np.concatenate(parts)[inverse.ravel()]
+
+    def _features(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        left, right = [self.keys[i] for i in a], [self.keys[i] for i in b]
+        x = np.empty((len(a), len(TEXT_FEATURES)))
+        x[:, 0], x[:, 1] = similarity(left, right)
+        cosine = np.asarray(self.vectors[a].multiply(self.vectors[b]).sum(axis=1)).ravel().astype(np.float32)
+        x[:, 2] = cosine
+        wa = self.words[a]
+        both = wa.multiply(self.words[b].astype(bool)).tocsr()
+        x[:, 3] = both.max(axis=1).toarray().ravel()
+        shared = np.asarray(both.sum(axis=1)).ravel()
+        ma, mb = self.mass[a], self.mass[b]
+        x[:, 4] = shared
+        x[:, 5] = shared / np.maximum(ma + mb - shared, 1e-9)
+        x[:, 6] = shared / np.maximum(np.minimum(ma, mb), 1e-9)
+        if self.near is None:
+            x[:, 7] = np.nan
+        else:
+            closer = np.maximum(*((self.near[s] >= cosine[:, None] - 1e-6).sum(axis=1) for s in (a, b)))
+            x[:, 7] = -np.log((closer + 0.5) / (self.near.shape[1] + 1))
+        x[:, 8], x[:, 9] = self.frequency[a], self.frequency[b]
+        return x
+
+
+def _nearness(vectors, reference) -> np.ndarray:
+    """Cosines of all texts with the reference turns, shape (texts, references), float32; only columns of the reference count."""
+    columns = np.unique(reference.indices)
+    dense = reference[:, columns].toarray().T
+    return np.concatenate(
+        [np.asarray(vectors[s : s + _CHUNK][:, columns] @ dense, np.float32) for s in range(0, max(1, vectors.shape[0]), _CHUNK)]
+    )
+
+
+def similarity(left: list[str], right: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Levenshtein similarity and best partial alignment, both 0..1, pair by pair."""
+    from rapidfuzz import fuzz, process
+    from rapidfuzz.distance import Levenshtein
+
+    edit = process.cpdist(left, right, scorer=Levenshtein.normalized_similarity, dtype=np.float32)
+    partial = process.cpdist(left, right, scorer=fuzz.partial_ratio, dtype=np.float32)
+    return edit, partial / 100.0
+
+
+def friction_features(turns: pl.DataFrame) -> np.ndarray:
+    """FRICTION_FEATURES of every turn of `ordered(turns)`, shape (turns, features), float64, NaN where not logged."""
+    x = np.full((turns.height, len(FRICTION_FEATURES)), np.nan)
+    if not turns.height:
+        return x
+    status = turns["status"].replace_strict(_STATUS, default=None, return_dtype=pl.Float64)
+    x[:, 0] = status.fill_null(np.nan).to_numpy()
+    x[:, 1] = np.where(np.isnan(x[:, 0]), np.nan, x[:, 0] > 0)
+    for n, name in enumerate(("barge_in", "feedback", "intent_confidence", "asr_confidence"), 2):
+        x[:, n] = turns[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    run, reply = turns["run"].to_numpy(), turns["response"]
+    said = reply.is_not_null().to_numpy()
+    at = np.flatnonzero(said[1:] & said[:-1] & (run[1:] == run[:-1])) + 1
+    if len(at):
+        x[at, 6] = similarity(reply.gather(at - 1).to_list(), reply.gather(at).to_list())[0]
+    at = np.flatnonzero(said)
+    if len(at):
+        x[at, 7] = similarity(turns["key"].gather(at).to_list(), reply.str.to_lowercase().gather(at).to_list())[1]
+    return x
