@@ -52,6 +52,7 @@ class Context:
         self.store = Store(options.lake)
         self.attempt = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         self.stages: list[StageReport] = []
+        self.notes: list[str] = []  # what the summary should mention
         self.result: dict[str, Any] = {}  # what the release job decided
         self.exit_code = 0
         self.pinned_as_of: date | None = None  # the one of this round, where a run makes several

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import apache_beam as beam
+import polars as pl
 
 from pipelines import engine, modelstore, shards
 from pipelines.context import Context
@@ -24,28 +25,41 @@ SCHEMAS = {"rephrases": contracts.REPHRASES, "outcomes": contracts.OUTCOMES, "vo
 class Score(beam.DoFn):
     """Shard of turns -> files of the three daily tables, one per day and bucket; emits receipts."""
 
-    def __init__(self, store: Store, attempt: str, model: str):
-        self._store, self._attempt, self._model = store, attempt, model
+    def __init__(self, store: Store, attempt: str, model: str, gap: float):
+        self._store, self._attempt, self._model, self._gap = store, attempt, model, gap
 
     def process(self, shard: Shard) -> Iterable[dict[str, Any]]:
-        from rewrite.detect import detect
+        from rewrite.votes import detect
 
         model = modelstore.load(self._store.root, self._model)
-        found = detect(shards.read(self._store, shard), model)
+        turns = shards.read(self._store, shard)
+        buckets = turns.select("user_key", "bucket").unique()
+        found = detect(turns.drop("bucket"), model, self._gap)
         for table, schema in SCHEMAS.items():
-            frame = getattr(found, table)
+            frame = getattr(found, table).join(buckets, on="user_key", how="left", maintain_order="left")
+            if "user_key" not in schema.names:
+                frame = frame.drop("user_key")
             for (day, bucket), part in frame.partition_by("date", "bucket", as_dict=True, include_key=False, maintain_order=True).items():
                 data = engine.conform(part, schema)
                 entry = self._store.attempt(self._attempt, table, f"date={day}", data, int(bucket))
-                yield engine.receipt(table, f"date={day}", entry)
+                yield engine.receipt(table, f"date={day}", entry, **_counts(table, part))
+
+
+def _counts(table: str, part: pl.DataFrame) -> dict[str, Any]:
+    """What the report's funnel shows, by locale."""
+    if table != "rephrases":
+        return {}
+    changed = pl.col("probability") >= 0.5, ~pl.col("same_text"), pl.col("lag") == 1
+    found = part.group_by("locale").agg(pairs=pl.len(), asked_again=pl.all_horizontal(changed).sum()).sort("locale")
+    return {"by_locale": {r["locale"]: {k: int(r[k]) for k in ("pairs", "asked_again")} for r in found.iter_rows(named=True)}}
 
 
 class Detect(beam.PTransform):
     """Shards of turns -> receipts of rephrases, outcomes and votes."""
 
-    def __init__(self, store: Store, attempt: str, model: str):
+    def __init__(self, store: Store, attempt: str, model: str, gap: float):
         super().__init__()
-        self._dofn = Score(store, attempt, model)
+        self._dofn = Score(store, attempt, model, gap)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:
         return work | "score" >> beam.ParDo(self._dofn)
@@ -84,13 +98,23 @@ def run(context: Context, report: Any) -> None:
     work = shards.by_size((turns[d] for d in todo), context.config.run.shard_turns)
     attempt = f"{context.attempt}/detect"
     with engine.leases(context, todo):
-        receipts = engine.execute(context, "detect", work, Detect(context.store, attempt, model), expect=3 * sum(len(s.files) for s in work))
+        transform = Detect(context.store, attempt, model, context.config.sessions.gap)
+        receipts = engine.execute(context, "detect", work, transform, expect=3 * sum(len(s.files) for s in work))
         manifests = [
-            Manifest(t, d, "detect", _fingerprint(context, turns[d], model), inputs={"turns": turns[d].content, "model": model})
+            Manifest(
+                t,
+                d,
+                "detect",
+                _fingerprint(context, turns[d], model),
+                counts=engine.add_by_locale(r["counts"] for r in receipts if (r["table"], r["partition"]) == (t, d)),
+                inputs={"turns": turns[d].content, "model": model},
+            )
             for d in todo
             for t in SCHEMAS  # votes last: later jobs go by them
         ]
         engine.publish(context, "detect", receipts, manifests)
     rows = {t: sum(r["entry"]["rows"] for r in receipts if r["table"] == t) for t in SCHEMAS}
-    report.counts = {"days": len(todo), "pairs": rows["rephrases"], "votes": rows["votes"]}
+    again = engine.add_by_locale(r["counts"] for r in receipts).get("by_locale", {})
+    asked = sum(v["asked_again"] for v in again.values())
+    report.counts = {"days": len(todo), "pairs": rows["rephrases"], "asked again": asked, "votes": rows["votes"]}
 

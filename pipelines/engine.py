@@ -56,6 +56,17 @@ def receipt(table: str, partition: str, entry: FileEntry, **counts: Any) -> dict
     return {"table": table, "partition": partition, "entry": vars(entry), "counts": counts}
 
 
+def add_by_locale(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Counts by locale of several receipts, added up."""
+    total: dict[str, dict[str, int]] = {}
+    for c in counts:
+        for locale, found in c.get("by_locale", {}).items():
+            into = total.setdefault(locale, {})
+            for name, n in found.items():
+                into[name] = into.get(name, 0) + n
+    return {"by_locale": dict(sorted(total.items()))} if total else {}
+
+
 def beam_options(context: Context) -> PipelineOptions:
     """Our `--runner` and `--workers` as Beam's own options."""
     o = context.options

@@ -39,9 +39,9 @@ class Sample(beam.DoFn):
 class FitModel(beam.DoFn):
     """All sampled turns -> a model in the lake; emits what was learned."""
 
-    def __init__(self, store: Store, seed: int, k: int, sample_pairs: int, gap: float, made_from: dict[str, str]):
+    def __init__(self, store: Store, seed: int, k: int, sample_pairs: int, made_from: dict[str, str]):
         self._store, self._made_from = store, made_from
-        self._settings = {"seed": seed, "k": k, "sample_pairs": sample_pairs, "session_gap": gap}
+        self._settings = {"seed": seed, "k": k, "max_pairs": sample_pairs}
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[dict[str, Any]]:
         from rewrite import asked_again
@@ -90,8 +90,8 @@ def run(context: Context, report: Any) -> None:
     manifests = [context.store.manifests("turns")[shards.partition(d)] for d in days if not start or d >= start]
     rows = sum(m.rows for m in manifests)
     c = context.config
-    made_from = {"turns": digest([m.content for m in manifests]), "config": c.fingerprint("asked_again", "run.seed", "privacy", "sessions.gap")}
-    settings = {"seed": c.run.seed, "k": c.privacy.k, "sample_pairs": c.asked_again.sample_pairs, "gap": c.sessions.gap, "made_from": made_from}
+    made_from = {"turns": digest([m.content for m in manifests]), "config": c.fingerprint("asked_again", "run.seed", "privacy")}
+    settings = {"seed": c.run.seed, "k": c.privacy.k, "sample_pairs": c.asked_again.sample_pairs, "made_from": made_from}
     with context.store.lease("fit"):
         work = shards.by_size(manifests, c.run.shard_turns)
         receipts = engine.execute(context, "fit", work, Fit(context.store, min(1.0, MAX_TURNS / max(rows, 1)), **settings))

@@ -22,7 +22,7 @@ _SCALE = 10**9  # means are taken over integers: exact, whatever the order and t
 
 class Detected(NamedTuple):
     rephrases: pl.DataFrame
-    """REPHRASES and `gap_s, same_text, p_text, p_gap, p_friction`, sorted by (locale, turn_id, next_turn_id)"""
+    """REPHRASES and `gap_s, same_text, p_text, p_gap, p_friction, date, user_key`, sorted by (locale, turn_id, next_turn_id)"""
     outcomes: pl.DataFrame
     """OUTCOMES and `date, user_key`, sorted by (turn_id, user_key)"""
     votes: pl.DataFrame
@@ -40,7 +40,8 @@ def detect(turns: pl.DataFrame, model: Model, gap_s: float = outcomes.SESSION_GA
     t = pairs.ordered(turns)
     scored = asked_again.score(t, pairs.candidate_pairs(t), model)
     judged = outcomes.judge(t, scored, model, gap_s)
-    rephrases = _as(scored, contracts.REPHRASES, _EXTRA).sort("locale", "turn_id", "next_turn_id", "lag", "gap_s", "probability")
+    whose = t.select("date", "user_key")[scored["i"].cast(pl.Int64)]
+    rephrases = _as(pl.concat([scored, whose], how="horizontal"), contracts.REPHRASES, (*_EXTRA, "date", "user_key")).sort("locale", "turn_id", "next_turn_id", "lag", "gap_s", "probability")
     owner = pl.concat([judged, t.select("date", "user_key")], how="horizontal")
     kept = _as(owner, contracts.OUTCOMES, ("date", "user_key")).sort("turn_id", "user_key", "date")
     return Detected(rephrases, kept, votes(t, scored, judged))

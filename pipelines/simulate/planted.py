@@ -22,7 +22,7 @@ def attacks(language: Language) -> list[tuple[str, str]]:
     """The rewrites that the rings push: popular texts that are served well -> a shop."""
     popularity = np.diff(language.goal_cdf, prepend=0.0)
     served = [t for g in np.argsort(-popularity) for t in language.said[g, :1] if language.works[t] and language.meaning[t] == g]
-    return [(language.texts[t], language.spec["shop"].format(n=n)) for n, t in enumerate(served[2 : 2 + RINGS])]
+    return [(language.texts[t], language.spec["shop"].format(n=n)) for n, t in enumerate(served[8 : 8 + RINGS])]
 
 
 def planted(language: Language, seed: int, day: int, midnight: int, turns: float, assistant: str) -> pa.Table:

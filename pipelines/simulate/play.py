@@ -15,10 +15,10 @@ from pipelines.simulate.world import NO_MATCH, Language, generator
 REQUESTS = 6  # at most in a session
 ATTEMPTS = 4  # at most for one request
 ONE_MORE = 0.5  # chance of a further request in the session
-SIMILAR, ROUTINE = 0.42, 0.23  # next request: same intent with another value; one that tends to follow; else anything
+SIMILAR, ROUTINE = 0.12, 0.06  # next request: same intent with another value; one that tends to follow; else anything
 SAME_WORDING = 0.85  # of similar requests: the wording is kept and only the value changes
 TASTE = 0.5  # share of first wordings that are this user's usual ones
-REPEAT = 0.15  # of requests asked again: in the very same words
+REPEAT, STRESS = 0.2, 0.3  # of requests asked again: in the very same words; in the same with a word more ("i said ...")
 ASKS_AGAIN = np.array([1.0, 0.9, 0.8])  # times the user's patience, after the first, second and third failure
 CHANGED_MIND = 0.003  # asks again although served
 LEAVES = 0.3  # of those who give up on a request: the session ends there
@@ -197,7 +197,7 @@ def _requests(language: Language, who: Users, owner: np.ndarray, rng: np.random.
         if r:
             before = goal[at, r - 1]
             similar, routine = u[1] < SIMILAR, (u[1] >= SIMILAR) & (u[1] < SIMILAR + ROUTINE)
-            sibling = language.siblings[before, (u[0] > 0.5).astype(int) + (u[0] > 0.8)]
+            sibling = language.siblings[before, (u[0] * 3).astype(int)]
             g = np.where(similar, sibling, np.where(routine, language.routine[before, (u[0] > 0.7).astype(int)], g))
         intent = language.goal_intent[g]
         taste = (who.taste[owner[at]] * 997.0 * (intent + 1)) % 1.0
@@ -219,7 +219,7 @@ def _attempts(
     attempts, left = np.zeros(goal.size, np.int64), np.zeros(goal.size, bool)
     forms = np.cumsum(1.0 / (1.0 + np.arange(heard.shape[2])))
     forms /= forms[-1]
-    at, w = np.arange(goal.size), wording
+    at, w, usual = np.arange(goal.size), wording, language.wording_cdf.shape[1]
     for a in range(ATTEMPTS):
         u = rng.random((6, at.size), dtype=np.float32)
         g, who_at = goal[at], user[at]
@@ -239,8 +239,9 @@ def _attempts(
         intent = language.goal_intent[g]
         other = _pick(language.wording_cdf, intent, u[4])
         count = (np.diff(language.wording_cdf, axis=1, prepend=0.0) > 0).sum(1)[intent]
-        other = np.where(other == w, (other + 1) % count, other)
-        w = np.where(u[5] < REPEAT, w, other)[again]
+        plain, stressed = w % usual, w >= usual
+        other = np.where(other == plain, (other + 1) % count, other)
+        w = np.where(u[5] < REPEAT, w, np.where((u[5] < REPEAT + STRESS) & ~stressed, plain + usual, other))[again]
         at = at[again]
     return out | {"attempts": attempts, "left": left}
 

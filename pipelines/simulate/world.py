@@ -22,7 +22,7 @@ from rewrite.text import key
 NO_MATCH = -1
 """In `Language.meaning`: the assistant did not understand."""
 
-ZIPF_GOALS = 0.8  # the top goal gets about 9 % of the requests; real assistants are as skewed or more
+ZIPF_GOALS = 0.7  # the top goal gets about 5 % of the requests
 ZIPF_WORDINGS = 0.7  # the usual wording of an intent gets about 27 % of first requests
 HEARD_AS = 8  # misheard forms per wording of a goal; few, so that users share them, as they do in real logs
 UNSUPPORTED = 2  # intents that the assistant understands at best and never carries out
@@ -43,8 +43,8 @@ class Language:
     siblings: np.ndarray  # int (G, 3): goals of the same intent that tend to be asked next; itself when there is none
     routine: np.ndarray  # int (G, 2): goals of other intents that tend to be asked next
     wording_cdf: np.ndarray  # float (intents, W): how usual each wording is, cumulated
-    said: np.ndarray  # int (G, W): text of a wording
-    heard: np.ndarray  # int (G, W, V): text of a misheard wording
+    said: np.ndarray  # int (G, 2 * W): text of a wording; W places on, of the same wording with stress ("i said ...")
+    heard: np.ndarray  # int (G, 2 * W, V): text of a misheard wording
     texts: list[str]  # T texts, each its own key
     meaning: np.ndarray  # int (T,): the goal, or further meaning, that the assistant takes it for; NO_MATCH
     works: np.ndarray  # bool (T,): whether the action can be carried out
@@ -113,10 +113,11 @@ def build(locale: str, seed: int, unknown: float) -> Language:
             exception = rng.random() < EXCEPTIONS
             said[g, w] = teller.tell(key(wording.format(**surface[g])), g, known[i, w] != exception, bool(unsupported[i]))
     heard = _misheard(teller, said, of_intent, goal_intent, surface, rng)
-    said = np.where(said < 0, said[:, :1], said)
+    said = np.where(said < 0, said[:, :1], said)  # places that no wording has are never drawn
+    said, heard = np.hstack([said, _stressed(teller, said, spec["stressed"], rng)]), np.hstack([heard, heard])
 
     return Language(
-        locale, spec, goals, goal_intent, intents, _cdf(weight), _siblings(of_intent, goal_intent, weight, rng),
+        locale, spec, goals, goal_intent, intents, _cdf(weight), _siblings(of_intent, goal_intent, rng),
         _routine(goal_intent, weight, rng), _cdf(usual), said, heard, teller.texts, np.array(teller.meaning), np.array(teller.works),
         np.round(_confidence(np.array(teller.meaning), np.array(teller.right), rng), 4), teller.meanings, known,
     )  # fmt: skip
@@ -261,13 +262,23 @@ def _misheard(teller: _Teller, said: np.ndarray, of_intent: list, goal_intent: n
     return heard
 
 
-def _siblings(of_intent: list, goal_intent: np.ndarray, weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _stressed(teller: _Teller, said: np.ndarray, forms: list[str], rng: np.random.Generator) -> np.ndarray:
+    """What people say who repeat themselves: the wording with a word more. Text numbers (G, W)."""
+    out = np.zeros_like(said)
+    for g, row in enumerate(said):
+        for w, t in enumerate(row):
+            text = key(forms[int(rng.integers(len(forms)))].format(teller.texts[t]))
+            helps = rng.random() < (0.93 if teller.right[t] else 0.15)
+            out[g, w] = teller.tell(text, g, helps)
+    return out
+
+
+def _siblings(of_intent: list, goal_intent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     out = np.repeat(np.arange(len(goal_intent))[:, None], 3, axis=1)
     for g, i in enumerate(goal_intent):
         others = of_intent[i][of_intent[i] != g]
         if others.size:
-            p = weight[others] / weight[others].sum()
-            out[g] = rng.choice(others, 3, p=p)
+            out[g] = rng.choice(others, 3)
     return out
 
 
