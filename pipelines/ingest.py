@@ -1,0 +1,509 @@
+"""ingest: logs into the lake. Maps columns, scrubs personal data, replaces ids, cuts sessions, rejects bad rows.
+
+Files are read in shards; rows meet again by date and by user, where duplicates and conflicts are settled together with
+what earlier runs left of the same day. So a day is the same whether its files came at once or one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+
+import apache_beam as beam
+import polars as pl
+import pyarrow as pa
+
+from pipelines import engine, sources
+from pipelines.config import Config
+from pipelines.context import KEY_ENV, Context
+from pipelines.errors import InputError, LakeError, SayagainError, UsageError
+from pipelines.plan import Plan, Todo
+from pipelines.shards import empty, partition
+from pipelines.sources import Block, Shard, Source
+from pipelines.store import FileEntry, Manifest, Store
+from quality.scrub import KINDS, scrub, scrub_slots
+from rewrite import turns as t
+from rewrite.contracts import BUCKETS, LOG, REJECTS, TURNS
+from rewrite.text import KEY_VERSION
+
+VERSION = f"1.{KEY_VERSION}"
+SCHEMAS = {"turns": TURNS, "rejects": REJECTS}
+READS = {"logs": LOG.names}
+WRITES = {name: schema.names for name, schema in SCHEMAS.items()}
+
+UNDATED = "date=unknown"
+"""Partition of rejects whose date cannot be read (and whose file is no day's of a {date} pattern)."""
+
+_TEXTS = ("utterance", "served_utterance", "response")
+_CARRIED = [n for n in TURNS.names if n != "session"]  # through the shuffle
+
+
+# rows of a shard
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a block became: rows that are turns so far, rejects, and counts."""
+
+    turns: pl.DataFrame
+    rejects: pl.DataFrame
+    counts: Counter[str]  # read, outside, warning:NAME, scrubbed:KIND
+
+
+def convert(block: Block, source: Source, rules: t.Rules, secret: bytes, start: date | None = None, end: date | None = None) -> Rows:
+    """Rows of the log into turns and rejects, scrubbed and under user keys, each with its `partition` and `bucket`."""
+    counts: Counter[str] = Counter(read=block.rows.height + block.broken.height)
+    logged = source.kind == "parquet" and rules.source("rewrite_id") in source.columns
+    rows, warnings = t.contract(block.rows, rules, treatment_logged=logged)
+    day = pl.col("timestamp").dt.date()
+    outside = pl.lit(False)
+    if start:
+        outside |= (day < start).fill_null(False)
+    if end:
+        outside |= (day > end).fill_null(False)
+    inside = rows.filter(~outside)
+    counts["outside"] += rows.height - inside.height
+    counts.update({f"warning:{k}": n for k, n in warnings.items()})
+    inside = inside.with_columns(
+        user_key=t.pseudonyms(inside["user_id"], secret),
+        session_id=t.pseudonyms(inside["session_id"], secret, "session"),
+        input=pl.lit(source.path),
+        partition=pl.coalesce(pl.format("date={}", day), pl.lit(partition(source.day) if source.day else UNDATED)),
+    ).drop("user_id")
+
+    good, bad = inside.filter(pl.col("reason").is_null()), inside.filter(pl.col("reason").is_not_null())
+    scrubbed, kinds = _scrub(good)
+    counts.update({f"scrubbed:{k}": n for k, n in kinds.items() if n})
+    turns, lost = t.canonical(scrubbed)
+    if lost:
+        counts["warning:bad_slots"] += lost
+
+    no_user = pl.when(pl.col("reason").is_in(("missing_user",))).then(None).otherwise("user_key")
+    rejects = bad.with_columns(user_key=no_user, text=pl.col("utterance")).select(_REJECT)
+    if block.broken.height:
+        where = partition(source.day) if source.day else UNDATED
+        broken = block.broken.select(
+            "row",
+            input=pl.lit(source.path),
+            reason=pl.lit("bad_json"),
+            user_key=pl.lit(None, pl.String),
+            text="line",
+            partition=pl.lit(where),
+        ).select(_REJECT)
+        rejects = pl.concat([rejects, broken])
+    texts = t.excerpts(rejects["text"], lambda s: scrub(s)[0])
+    rejects = rejects.drop("text").with_columns(texts, row_hash=pl.lit(None, pl.String))
+    bucket = t.bucket_expr().fill_null((pl.col("row") % BUCKETS).cast(pl.Int32))
+    return Rows(
+        turns.select(*_CARRIED, "row", "partition", bucket.alias("bucket")),
+        rejects.with_columns(bucket.alias("bucket")),
+        counts,
+    )
+
+
+_REJECT = ("input", "row", "reason", "user_key", "text", "partition")
+
+
+def _scrub(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Scrub every text column; adds `scrubbed`, placeholders per row."""
+    clean, found = [], []
+    for name in (*_TEXTS, "slots"):
+        series, kinds = (scrub_slots if name == "slots" else scrub)(rows[name])
+        clean.append(series.alias(name))
+        found.append(kinds)
+    total = found[0].select(
+        sum((f[k].cast(pl.Int32) for f in found), start=pl.zeros(rows.height, pl.Int32, eager=True)).alias(k) for k in KINDS
+    )
+    per_row = total.select(pl.sum_horizontal(*KINDS).clip(0, 2**15 - 1).cast(pl.Int16).alias("scrubbed")).to_series()
+    return rows.with_columns(*clean, per_row), dict(total.sum().row(0, named=True))
+
+
+# the Beam side
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the workers need to know; the key comes by environment."""
+
+    store: Store
+    attempt: str
+    rules: t.Rules
+    given: frozenset[str]  # files whose rows replace what the lake has of them
+    gap: float
+    rows: int  # that a worker holds at a time
+    groups: int  # per date; a group is the buckets that agree modulo this
+    start: date | None = None
+    end: date | None = None
+
+
+@dataclass(frozen=True)
+class Touch:
+    """Work without rows: a date that a given file was in before, to be merged again even if it no longer is."""
+
+    partition: str
+
+
+class Ingest(beam.PTransform):
+    """Shards (or dates to touch) -> one receipt per file written aside, plus receipts `read` and `merged` with counts."""
+
+    def __init__(self, job: Job):
+        super().__init__()
+        self.job = job
+
+    def expand(self, work: beam.PCollection) -> beam.PCollection:
+        read = beam.ParDo(_Read(self.job)).with_output_types(tuple[str, bytes])  # a key that every runner codes the same way
+        rows, receipts = work | "read" >> read.with_outputs("receipts", main="rows")
+        merged = rows | "users meet" >> beam.GroupByKey() | "merge" >> beam.ParDo(_Merge(self.job))
+        return (merged, receipts) | beam.Flatten()
+
+
+_NO_FILE = FileEntry("", 0, 0, "")
+
+
+class _Read(beam.DoFn):
+    def __init__(self, job: Job):
+        self.job = job
+
+    def process(self, work: Shard | Touch) -> Iterator[Any]:
+        job = self.job
+        if isinstance(work, Touch):
+            for g in range(job.groups):
+                yield f"{work.partition}/{g}", b""
+            return
+        counts: Counter[str] = Counter()
+        problem = ""
+        try:
+            secret = _secret()
+            for block in sources.read(work, job.rules, job.rows):
+                rows = convert(block, work.source, job.rules, secret, job.start, job.end)
+                counts += rows.counts
+                for kind, frame in ((b"t", rows.turns), (b"r", rows.rejects)):
+                    keyed = frame.with_columns(group=pl.col("bucket") % job.groups)
+                    for (day, group), part in keyed.partition_by("partition", "group", as_dict=True, include_key=False).items():
+                        yield f"{day}/{group}", kind + engine.to_ipc(part)
+        except SayagainError as error:  # told to the launcher: an exception would reach it as a worker's stack trace
+            problem = str(error)
+        receipt = engine.receipt("read", work.source.path, _NO_FILE, counts=dict(counts), problem=problem)
+        yield beam.pvalue.TaggedOutput("receipts", receipt)
+
+
+def _secret() -> bytes:
+    try:
+        return bytes.fromhex(os.environ[KEY_ENV])
+    except (KeyError, ValueError):
+        raise UsageError(f"a worker has no user key: give its environment {KEY_ENV} from a secret manager") from None
+
+
+class _Merge(beam.DoFn):
+    def __init__(self, job: Job):
+        self.job = job
+
+    def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[dict[str, Any]]:
+        key, pieces = element
+        day, _, group = key.partition("/")
+        job, buckets = self.job, range(int(group), BUCKETS, self.job.groups)
+        frames: dict[bytes, list[pl.DataFrame]] = {b"t": [], b"r": []}
+        for piece in pieces:
+            if piece:
+                frames[piece[:1]].append(pl.DataFrame(pl.from_arrow(engine.from_ipc(piece[1:]))).with_columns(fresh=pl.lit(True)))
+        base = {}
+        for kind, (table, blank) in _BLANK.items():
+            manifest = job.store.manifest(table, day)
+            base[table] = _mark(manifest)
+            frames[kind].append(blank)
+            for f in manifest.files if manifest else ():
+                if f.bucket in buckets:
+                    old = pl.DataFrame(pl.from_arrow(job.store.read_file(f)))
+                    old = old.with_columns(bucket=pl.lit(f.bucket, pl.Int32), fresh=pl.lit(False)).filter(~pl.col("input").is_in(job.given))
+                    frames[kind].append(blank if old.is_empty() else _shaped(old, blank))
+        turns, rejects = (pl.concat([_shaped(f, _BLANK[k][1]) for f in frames[k]]) for k in (b"t", b"r"))
+        turns, rejects, duplicates = t.merge(turns, rejects)
+        turns = t.cut_sessions(turns, job.gap)
+        for table, frame in (("turns", turns), ("rejects", rejects)):
+            extra = ["row_hash"] if table == "rejects" else []
+            for (bucket,), part in sorted(frame.partition_by("bucket", as_dict=True, maintain_order=True).items()):
+                data = engine.conform(part.select(*WRITES[table], *extra), SCHEMAS[table])
+                yield engine.receipt(table, day, job.store.attempt(job.attempt, table, day, data, bucket))
+        inputs: dict[str, Counter[str]] = {}
+        for name, n in duplicates.items():
+            inputs.setdefault(name, Counter())["duplicates"] += n
+        for name, n in turns.filter("fresh").group_by("input").len().iter_rows():
+            inputs.setdefault(name, Counter())["turns"] += n
+        for name, reason, n in rejects.filter("fresh").group_by("input", "reason").len().iter_rows():
+            inputs.setdefault(name, Counter())[f"reject:{reason}"] += n
+        yield engine.receipt("merged", day, _NO_FILE, buckets=list(buckets), base=base, inputs={k: dict(v) for k, v in inputs.items()})
+
+
+def _mark(manifest: Manifest | None) -> str:
+    """What a partition was when it was merged with; publishing checks that it still is."""
+    return hashlib.sha256(manifest.to_json()).hexdigest()[:16] if manifest else ""
+
+
+def _blank(schema: pa.Schema, more: dict[str, Any]) -> pl.DataFrame:
+    return empty(schema).with_columns(pl.lit(None, kind).alias(name) for name, kind in more.items())
+
+
+_BLANK = {
+    b"t": ("turns", _blank(TURNS, {"row": pl.Int64, "bucket": pl.Int32, "fresh": pl.Boolean}).drop("session")),
+    b"r": ("rejects", _blank(REJECTS, {"row_hash": pl.String, "bucket": pl.Int32, "fresh": pl.Boolean})),
+}
+
+
+def _shaped(frame: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:
+    """The columns and types of `like`; a column that is not there (the row number of a stored turn) is null."""
+    lacking = [pl.lit(None).alias(n) for n in like.columns if n not in frame.columns]
+    return frame.with_columns(lacking).select(like.columns).cast(dict(like.schema))
+
+
+# the launcher's side
+
+
+@dataclass
+class Inputs:
+    """Which files are read, and why; which are current."""
+
+    todo: dict[str, Source] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    touch: set[str] = field(default_factory=set)  # partitions that given files were in before
+    neighbours: set[str] = field(default_factory=set)  # files not given that share days with a changed one
+    notes: list[str] = field(default_factory=list)
+
+
+def rules_of(config: Config) -> t.Rules:
+    """The `[log]` section as rules. Raises UsageError with every error in `log.columns`."""
+    log = config.log
+    try:
+        columns = t.parse_columns(log.columns)
+    except ValueError as error:
+        raise UsageError(f"the configuration has errors:\n{error}") from None
+    locale = t.casts.to_locale(pl.Series([log.locale]))[0]
+    if locale is None:
+        raise UsageError(f"log.locale = {log.locale!r}: not a language tag (BCP 47), such as en-US or sw")
+    return t.Rules(columns, log.timestamp_unit, locale, log.channel, log.treatment)
+
+
+def _fingerprint(config: Config) -> str:
+    return hashlib.sha256(f"{VERSION} {config.fingerprint('log', 'sessions.gap')}".encode()).hexdigest()[:16]
+
+
+def _span(context: Context) -> tuple[date | None, date | None]:
+    return getattr(context.options, "start", None), getattr(context.options, "end", None)
+
+
+def _in_span(name: str, start: date | None, end: date | None) -> bool:
+    if name == UNDATED:
+        return True
+    day = date.fromisoformat(name.removeprefix("date="))
+    return (not start or day >= start) and (not end or day <= end)
+
+
+def _ledgers(store: Store) -> dict[str, list[dict[str, Any]]]:
+    """Path -> what runs noted about it: one object per file and date range."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in store.list("_inputs"):
+        note = json.loads(store.get(path))
+        found.setdefault(note["path"], []).append(note | {"object": path})
+    return found
+
+
+def _covers(note: dict[str, Any], start: date | None, end: date | None) -> bool:
+    low, high = note["from"], note["to"]
+    return (not low or bool(start and str(start) >= low)) and (not high or bool(end and str(end) <= high))
+
+
+def find_inputs(context: Context) -> Inputs:
+    """Find the files and decide which have to be read. Raises InputError when nothing is there."""
+    start, end = _span(context)
+    made = Inputs()
+    files, made.notes = sources.find(context.options.logs, start, end)
+    print_ = _fingerprint(context.config)
+    ledgers = _ledgers(context.store)
+    where: dict[str, dict[str, str]] = {}  # path -> partition -> stamp
+    for table in WRITES:
+        for name, manifest in context.store.manifests(table).items():
+            for path, stamp in manifest.inputs.items():
+                where.setdefault(path, {})[name] = stamp
+    changed: set[str] = set()
+    for f in files:
+        notes, places = ledgers.get(f.path, []), where.get(f.path, {})
+        same = all(n["stamp"] == f.stamp and n["fingerprint"] == print_ for n in notes)
+        there = all(places.get(p) == f.stamp for n in notes for p in n["partitions"])
+        if there and same and any(_covers(n, start, end) for n in notes):
+            made.why[f.path] = "current"
+            continue
+        made.todo[f.path] = f
+        made.why[f.path] = "new" if not places and not notes else "other days" if same and notes else "changed, or read by another version"
+        made.touch |= {p for p in places if _in_span(p, start, end)}
+        if any(stamp != f.stamp for stamp in places.values()) or (notes and not same):
+            changed |= set(places)
+    # a changed file may have held back rows of others (duplicates, conflicts): those are read again
+    shared = {path for path, places in where.items() if changed & set(places)} - set(made.todo)
+    for f in files:
+        if f.path in shared:
+            made.todo[f.path] = f
+            made.why[f.path] = "shares days with a changed file"
+            made.touch |= {p for p in where[f.path] if _in_span(p, start, end)}
+    made.neighbours = shared - set(made.todo)
+    return made
+
+
+def plan(context: Context) -> Plan:
+    """Each file that would be read, and why."""
+    made = find_inputs(context)
+    todo = [Todo("turns", path, made.why[path]) for path in sorted(made.todo)]
+    return Plan(todo, "" if todo else _all_current(made))
+
+
+def _all_current(made: Inputs) -> str:
+    return f"all {len(made.why)} file(s) are in the lake already"
+
+
+def preview(context: Context, n: int = 5) -> pl.DataFrame:
+    """The first good rows of the log, mapped and scrubbed, at most `n`; writes nothing."""
+    rules, (start, end) = rules_of(context.config), _span(context)
+    try:
+        secret = context.user_key()
+    except (SayagainError, FileNotFoundError):
+        secret = bytes(32)  # no lake yet: the keys shown are not those it will have
+    out: list[pl.DataFrame] = []
+    for f in sources.find(context.options.logs, start, end)[0]:
+        source = sources.inspect(f, rules)
+        for shard in sources.shards(source, 1):
+            for block in sources.read(shard, rules, 1_000):
+                rows = convert(block, source, rules, secret, start, end).turns
+                out.append(rows.select(n for n in _CARRIED if n in rows.columns).head(n - sum(map(len, out))))
+                if sum(map(len, out)) >= n:
+                    return pl.concat(out)
+    return pl.concat(out) if out else empty(TURNS).drop("session")
+
+
+def run(context: Context, report: Any) -> None:
+    """Read what is new and publish the days it touches. In the counts: turns + rejects + duplicates = rows."""
+    start, end = _span(context)
+    rules = rules_of(context.config)
+    with engine.leases(context, _lease_names(start, end)):
+        made = find_inputs(context)
+        files = {path: sources.inspect(f, rules) for path, f in made.todo.items()}
+        rows, held = sum(f.rows for f in files.values()), context.config.run.shard_turns
+        if not files:
+            report.skipped = _all_current(made)
+        elif not rows and not made.touch:
+            report.skipped = f"nothing to do: {len(files)} file(s) without a row"
+        if report.skipped:
+            _note_inputs(context, made, {}, {})
+            return
+        # few rows: one group per date, whatever its buckets; many: as many groups as keep one small even if all is one date
+        groups = next(g for g in (1, 2, 4, 8, BUCKETS) if g * held >= rows or g == BUCKETS)
+        attempt = f"{context.attempt}/ingest"
+        job = Job(context.store, attempt, rules, frozenset(files), context.config.sessions.gap, held, groups, start, end)
+        work = [*(s for f in files.values() for s in sources.shards(f, held)), *(Touch(p) for p in sorted(made.touch))]
+        os.environ[KEY_ENV] = context.user_key().hex()
+        receipts = engine.execute(context, "ingest", work, Ingest(job))
+        problems = [r["counts"]["problem"] for r in receipts if r["table"] == "read" and r["counts"]["problem"]]
+        if problems:
+            context.store.clear_attempt(attempt)
+            raise InputError("\n".join(dict.fromkeys(problems)))
+        per_input = _counts(receipts)
+        inputs_of = _publish(context, made, receipts)
+        _note_inputs(context, made, per_input, inputs_of)
+        report.counts = _summary(per_input, made, len(set(inputs_of) - {UNDATED}))
+    for note in report.counts["notes"]:
+        context.say(f"  note: {note}")
+
+
+_WARNINGS = {"naive_timestamp": "timestamp without a time zone, taken as UTC"}
+
+
+def _lease_names(start: date | None, end: date | None) -> list[str]:
+    """The days of a range one by one, so that days run side by side; without a range the whole of ingest."""
+    return [partition(start + timedelta(n)) for n in range((end - start).days + 1)] if start and end else ["ingest"]
+
+
+def _counts(receipts: list[dict[str, Any]]) -> dict[str, Counter[str]]:
+    """Input -> counts, from what was read and what it became."""
+    counts: dict[str, Counter[str]] = {}
+    for r in receipts:
+        if r["table"] == "read":
+            counts.setdefault(r["partition"], Counter()).update(r["counts"]["counts"])
+        elif r["table"] == "merged":
+            for name, found in r["counts"]["inputs"].items():
+                counts.setdefault(name, Counter()).update(found)
+    return counts
+
+
+def _summary(per_input: dict[str, Counter[str]], made: Inputs, days: int) -> dict[str, Any]:
+    total: Counter[str] = sum(per_input.values(), Counter())
+
+    def part(prefix: str) -> dict[str, int]:
+        return {k.removeprefix(prefix): n for k, n in sorted(total.items()) if k.startswith(prefix)}
+
+    reasons, warnings, current = part("reject:"), part("warning:"), len(made.why) - len(made.todo)
+    lost = [f"{n:,} value(s): {_WARNINGS.get(k) or k.removeprefix('bad_') + ' could not be read and is null'}" for k, n in warnings.items()]
+    counts: dict[str, Any] = {
+        "files": len(made.todo),
+        "days": days,
+        "rows": total["read"] - total["outside"],
+        "turns": total["turns"],
+        "rejects": sum(reasons.values()),
+        "duplicates": total["duplicates"],
+    }
+    counts |= {k: n for k, n in (("outside", total["outside"]), ("current", current)) if n}
+    return counts | {"reasons": reasons, "warnings": warnings, "scrubbed": part("scrubbed:"), "notes": made.notes + lost}
+
+
+def _publish(context: Context, made: Inputs, receipts: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """Publish every partition that was merged. Returns partition -> the given inputs with rows there."""
+    merged: dict[str, list[dict[str, Any]]] = {}
+    for r in receipts:
+        if r["table"] == "merged":
+            merged.setdefault(r["partition"], []).append(r["counts"])
+    with_files = {(r["table"], r["partition"]) for r in receipts if r["entry"]["path"]}
+    print_ = _fingerprint(context.config)
+    manifests, inputs_of = [], {}
+    for day, groups in sorted(merged.items()):
+        covered = {b for g in groups for b in g["buckets"]}
+        inputs_of[day] = {path for g in groups for path in g["inputs"]}
+        for table in WRITES:
+            old = context.store.manifest(table, day)
+            if any(g["base"][table] != _mark(old) for g in groups):
+                raise LakeError(f"{context.store.url(f'{table}/{day}')}: another run published it meanwhile; run again")
+            if old is None and (table, day) not in with_files:
+                continue
+            inputs = {p: s for p, s in (old.inputs if old else {}).items() if p not in made.todo}
+            inputs |= {p: made.todo[p].stamp for p in inputs_of[day] if p in made.todo}
+            stamp = hashlib.sha256(json.dumps([print_, sorted(inputs.items())]).encode()).hexdigest()[:16]
+            kept = tuple(f for f in (old.files if old else ()) if f.bucket not in covered)
+            manifests.append(Manifest(table, day, "ingest", stamp, kept, {}, dict(sorted(inputs.items()))))
+    # turns last: a day's turns stand only where its rejects do
+    manifests.sort(key=lambda m: (m.partition, m.table))
+    engine.publish(context, "ingest", receipts, manifests)
+    return inputs_of
+
+
+def _note_inputs(context: Context, made: Inputs, per_input: dict[str, Counter[str]], dates: dict[str, set[str]]) -> None:
+    """After publishing: note what was read, so that it is not read again; forget notes that no longer hold."""
+    store, (start, end) = context.store, _span(context)
+    ledgers = _ledgers(store)
+    print_ = _fingerprint(context.config)
+    for path in made.neighbours:
+        store.delete(n["object"] for n in ledgers.get(path, []))
+    span = f"{start or 'first'}_{end or 'last'}"
+    for path, source in made.todo.items():
+        store.delete(n["object"] for n in ledgers.get(path, []) if n["stamp"] != source.stamp or n["fingerprint"] != print_)
+        note = {
+            "path": path,
+            "stamp": source.stamp,
+            "fingerprint": print_,
+            "from": str(start or ""),
+            "to": str(end or ""),
+            "partitions": sorted(d for d, inputs in dates.items() if path in inputs),
+            "counts": dict(sorted(per_input.get(path, Counter()).items())),
+        }
+        name = f"_inputs/{hashlib.sha256(path.encode()).hexdigest()[:16]}/{span}.json"
+        store.put(name, (json.dumps(note, indent=1, sort_keys=True) + "\n").encode())
