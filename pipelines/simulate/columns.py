@@ -1,9 +1,8 @@
-"""From numbers to columns: Arrow dictionaries are taken by index, so no text is made per turn but its ids."""
+"""From numbers to columns: texts are Arrow dictionaries, taken by number, so that no text is made per turn but its ids."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,71 +27,92 @@ TRUTH = pa.schema(
 )
 """The truth beside a log: one row per turn that an honest user said."""
 
-
-def log_table(turns: Turns, language: Language, serving: Serving, who: Users, ids: str, user_ids: str, assistant: str) -> pa.Table:
-    """The turns in the columns of the log contract; texts as dictionaries. `ids` and `user_ids` are what ids begin with."""
-    n, texts = len(turns), serving.texts
-    written = texts + [t[:1].upper() + t[1:] for t in texts]
-    rewritten = turns.served != turns.said
-    answered = turns.meaning >= 0
-    reply = np.where(
-        turns.status == NO_MATCH_STATUS, len(language.meanings), np.where(turns.status == ERROR, len(language.meanings) + 1, turns.meaning)
-    )
-    spoken = who.spoken[turns.user]
-    columns: dict[str, Any] = {
-        "turn_id": _ids(f"{ids}-", np.arange(n)),
-        "timestamp": pa.array(turns.time).cast(LOG.field("timestamp").type),
-        "user_id": _ids(user_ids, turns.user + who.first),
-        "utterance": _take(written, turns.said + who.capitals[turns.user] * len(texts)),
-        "locale": _take([language.locale], np.zeros(n, np.int32)),
-        "session_id": _ids(f"{ids}-s", turns.session, turns.has_session),
-        "served_utterance": _take(texts, turns.served, rewritten),
-        "rewrite_id": _take(serving.rewrite_ids, turns.said, rewritten),
-        "holdout": who.holdout[turns.user],
-        "assistant_version": _take([assistant], np.zeros(n, np.int32)),
-        "asr_confidence": pa.array(turns.asr, mask=~spoken),
-        "intent_confidence": turns.confidence,
-        "intent": _take([m[0] for m in language.meanings], turns.meaning, answered),
-        "slots": _take([m[1] for m in language.meanings], turns.meaning, answered),
-        "response": _take(replies(language), reply),
-        "status": _take(list(STATUS), turns.status),
-        "barge_in": turns.barge_in,
-        "feedback": pa.array(turns.feedback, mask=turns.feedback == 0),
-        "channel": _take(["voice", "text"], np.where(spoken, 0, 1)),
-    }
-    return pa.table(columns)
+_PLAIN = ("turn_id", "user_id", "session_id", "again_of")
 
 
-def truth_table(turns: Turns, language: Language, log: pa.Table) -> pa.Table:
-    """What the users wanted, in the rows of `log_table`."""
-    before = pa.array(turns.again_of, mask=turns.again_of < 0)
-    return pa.table(
-        {
-            "turn_id": log["turn_id"],
-            "goal": _take(language.goals, turns.goal),
-            "true_intent": _take([m[0] for m in language.meanings], turns.goal),
-            "true_slots": _take([m[1] for m in language.meanings], turns.goal),
+def dictionaries(schema: pa.Schema) -> pa.Schema:
+    """The schema with its texts as dictionaries: Parquet stores them the same, and they are written much faster."""
+    coded = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema([f.with_type(coded) if f.type == pa.string() and f.name not in _PLAIN else f for f in schema])
+
+
+class Columns:
+    """Makes the tables of one language under one way of serving."""
+
+    def __init__(self, language: Language, serving: Serving, assistant_version: str):
+        self.serving, self.language = serving, language
+        self.locale, self.version = _strings([language.locale]), _strings([assistant_version])
+        self.texts = _strings(serving.texts)
+        self.written = _strings(serving.texts + [t[:1].upper() + t[1:] for t in serving.texts])
+        self.rewrite_ids = _strings([i or "" for i in serving.rewrite_ids])
+        self.intents = _strings([intent for intent, _ in language.meanings])
+        self.slots = _strings([slots for _, slots in language.meanings])
+        self.replies = _strings(_replies(language))
+        self.status, self.channels, self.goals = _strings(list(STATUS)), _strings(["voice", "text"]), _strings(language.goals)
+
+    def log(self, turns: Turns, who: Users, ids: str, user_ids: str) -> pa.Table:
+        """The turns by the log contract. `ids` and `user_ids` are what turn, session and user ids begin with."""
+        n, user = len(turns), turns.user
+        rewritten, answered, spoken = turns.served != turns.said, turns.meaning >= 0, who.spoken[user]
+        no_match, error = len(self.replies) - 2, len(self.replies) - 1
+        reply = np.where(turns.status == NO_MATCH_STATUS, no_match, np.where(turns.status == ERROR, error, turns.meaning))
+        zero = np.zeros(n, np.int32)
+        columns = {
+            "turn_id": _ids(f"{ids}-", np.arange(n)),
+            "timestamp": pa.array(turns.time).cast(LOG.field("timestamp").type),
+            "user_id": _ids(user_ids, user + who.first),
+            "utterance": _take(self.written, turns.said + who.capitals[user] * len(self.texts)),
+            "locale": _take(self.locale, zero),
+            "session_id": _ids(f"{ids}-s", turns.session, turns.has_session),
+            "served_utterance": _take(self.texts, turns.served, rewritten),
+            "rewrite_id": _take(self.rewrite_ids, turns.said, rewritten),
+            "holdout": who.holdout[user],
+            "assistant_version": _take(self.version, zero),
+            "asr_confidence": pa.array(turns.asr, mask=~spoken),
+            "intent_confidence": turns.confidence,
+            "intent": _take(self.intents, turns.meaning, answered),
+            "slots": _take(self.slots, turns.meaning, answered),
+            "response": _take(self.replies, reply),
+            "status": _take(self.status, turns.status),
+            "barge_in": turns.barge_in,
+            "feedback": pa.array(turns.feedback, mask=turns.feedback == 0),
+            "channel": _take(self.channels, ~spoken),
+        }
+        return pa.table(columns, schema=dictionaries(LOG))
+
+    def truth(self, turns: Turns, log: pa.Table) -> pa.Table:
+        """What the users wanted, row by row of `log`."""
+        turn_id = log["turn_id"].combine_chunks()
+        columns = {
+            "turn_id": turn_id,
+            "goal": _take(self.goals, turns.goal),
+            "true_intent": _take(self.intents, turns.goal),
+            "true_slots": _take(self.slots, turns.goal),
             "success": turns.success,
             "misheard": turns.misheard,
             "attempt": turns.attempt,
-            "again_of": log["turn_id"].combine_chunks().take(before),
+            "again_of": turn_id.take(pa.array(turns.again_of, mask=turns.again_of < 0)),
             "rephrase": turns.rephrase,
         }
-    )
+        return pa.table(columns, schema=dictionaries(TRUTH))
 
 
-def replies(language: Language) -> list[str]:
-    """What the assistant answers, by meaning; then "not understood" and "error"."""
+def _replies(language: Language) -> list[str]:
+    """What the assistant answers, by meaning; then that it did not understand, and that something failed."""
     spec, out = language.spec, []
-    for intent, slots in language.meanings:
-        values = ", ".join(v for v in json.loads(slots).values())
+    for _, slots in language.meanings:
+        values = ", ".join(json.loads(slots).values())
         out.append(spec["done"].format(values=values) if values else spec["done_bare"])
     return [*out, spec["sorry"], spec["error"]]
 
 
-def _take(values: list[str | None], index: np.ndarray, valid: np.ndarray | None = None) -> pa.DictionaryArray:
-    codes = pa.array(np.asarray(index, np.int32), mask=None if valid is None else ~valid)
-    return pa.DictionaryArray.from_arrays(codes, pa.array(values, pa.string()))
+def _strings(values: list[str | None] | list[str]) -> pa.Array:
+    return pa.array(values, pa.string())
+
+
+def _take(values: pa.Array, index: np.ndarray, valid: np.ndarray | None = None) -> pa.DictionaryArray:
+    codes = pa.array(index.astype(np.int32), mask=None if valid is None else ~valid)
+    return pa.DictionaryArray.from_arrays(codes, values, safe=False)
 
 
 def _ids(prefix: str, number: np.ndarray, valid: np.ndarray | None = None) -> pa.Array:

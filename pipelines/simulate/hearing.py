@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
+from random import Random
+
+from pipelines.simulate.assistant import pick
 
 CONFUSED = ("ae", "ei", "ou", "oa", "bp", "dt", "gk", "fv", "sz", "mn", "rl", "cg", "wv", "yi", "hk", "äe", "öo", "üu")
 """Sounds that are taken for each other, written in Latin letters; other scripts confuse any two of their signs."""
@@ -11,7 +13,7 @@ CONFUSED = ("ae", "ei", "ou", "oa", "bp", "dt", "gk", "fv", "sz", "mn", "rl", "c
 class Ear:
     """Mishears sentences of one language, by the words and signs of the sentences it was given."""
 
-    def __init__(self, texts: list[str], rng: np.random.Generator):
+    def __init__(self, texts: list[str], rng: Random):
         self.rng = rng
         self.spaced = sum(" " in t for t in texts) * 2 > len(texts)
         words = sorted({w for t in texts for w in t.split()}) if self.spaced else []
@@ -33,10 +35,10 @@ class Ear:
             heard = " ".join(" ".join(words).split())
             if heard and heard != text:
                 return heard
-        return text + self._pick(self.signs)
+        return text + pick(self.signs, self.rng)
 
     def _slip(self, words: list[str]) -> list[str]:
-        i = int(self.rng.integers(len(words)))
+        i = int(self.rng.random() * len(words))
         word, u = words[i], self.rng.random()
         if len(words) > 2 and u < 0.2:
             return words[:i] + words[i + 1 :]
@@ -46,18 +48,15 @@ class Ear:
         if self.spaced and u < 0.5:
             near = [w for d in (0, 1, -1) for w in self.alike.get((word[0], len(word) + d), ()) if w != word]
             if near:
-                return words[:i] + [self._pick(near)] + words[i + 1 :]
+                return words[:i] + [pick(near, self.rng)] + words[i + 1 :]
         return words[:i] + [self._letters(word, self.rng.random())] + words[i + 1 :]
 
     def _letters(self, word: str, u: float) -> str:
-        i = int(self.rng.integers(len(word)))
+        i = int(self.rng.random() * len(word))
         if u < 0.3 and len(word) > 2:
             return word[:i] + word[i + 1 :]
         if u < 0.4 and len(word) > 4:
             return word[: max(2, i)]
         if u < 0.5:
             return word[:i] + word[i] + word[i:]
-        return word[:i] + self._pick(self.confused.get(word[i]) or self.signs) + word[i + 1 :]
-
-    def _pick(self, of: str | list[str]) -> str:
-        return of[int(self.rng.integers(len(of)))]
+        return word[:i] + pick(self.confused.get(word[i]) or self.signs, self.rng) + word[i + 1 :]

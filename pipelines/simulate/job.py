@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import InputError, UsageError
 from pipelines.simulate import world
-from pipelines.simulate.columns import TRUTH, log_table, truth_table
+from pipelines.simulate.columns import TRUTH, Columns, dictionaries
 from pipelines.simulate.options import SimulateOptions
 from pipelines.simulate.planted import attacks, planted
 from pipelines.simulate.play import DAY, Serving, play, users
@@ -76,9 +76,12 @@ class Game:
         self.languages = {name: world.build(name, o.seed, o.unknown) for name in o.locale_list}
         self.flipped = {name: world.flip(x, o.flip_share, o.seed) for name, x in self.languages.items()} if o.flip_day >= 0 else {}
         table = read_rewrites(o.rewrites) if o.rewrites else {}
-        self.plain = {name: Serving.of(x) for name, x in self.languages.items()}
-        self.live = {name: Serving.of(x, table.get(name)) for name, x in self.languages.items()}
-        self.live_rewrites = sum(r is not None for s in self.live.values() for r in s.rewrite_ids) if table else 0
+        self.plain = {name: Columns(x, Serving.of(x), o.assistant) for name, x in self.languages.items()}
+        self.live = {
+            name: Columns(x, Serving.of(x, table[name]), o.assistant) if name in table else self.plain[name]
+            for name, x in self.languages.items()
+        }
+        self.live_rewrites = sum(r is not None for c in self.live.values() for r in c.serving.rewrite_ids)
         self.rewrites_given = sum(map(len, table.values()))
         per_locale = o.user_count / len(o.locale_list)
         self.users = {name: round((i + 1) * per_locale) - round(i * per_locale) for i, name in enumerate(o.locale_list)}
@@ -135,11 +138,11 @@ class Game:
         o, language = self.options, self.languages[locale]
         rng = world.generator(o.seed, locale, "day", day, first)
         who = users(locale, o.seed, first, min(self.block, self.users[locale] - first), o.holdout)
-        serving = self.live[locale] if epoch >= o.live_from else self.plain[locale]
+        columns = self.live[locale] if epoch >= o.live_from else self.plain[locale]
         midnight = self.start + day * DAY
-        turns = play(language, serving, self.heard(locale, day), who, self.sessions_a_day[locale], midnight, o.mishear, rng)
-        log = log_table(turns, language, serving, who, f"{locale}-{day}-{first}", f"{locale}-u", o.assistant)
-        truth = truth_table(turns, language, log)
+        turns = play(language, columns.serving, self.heard(locale, day), who, self.sessions_a_day[locale], midnight, o.mishear, rng)
+        log = columns.log(turns, who, f"{locale}-{day}-{first}", f"{locale}-u")
+        truth = columns.truth(turns, log)
         counts = {
             "turns": len(turns),
             "failed": int((~turns.success).sum()),
@@ -150,15 +153,15 @@ class Game:
             twice = np.flatnonzero(rng.random(log.num_rows) < DUPLICATES)
             parts = [log, log.take(twice)]
             if first == 0:
-                parts.append(planted(language, o.seed, day, midnight, o.turns / o.days / len(o.locale_list), o.assistant))
-            log = pa.concat_tables(p.cast(LOG) for p in parts) if len(twice) or first == 0 else log
-        return log.cast(LOG), truth.cast(TRUTH), counts
+                parts.append(planted(language, o.seed, day, midnight, o.turns / o.days / len(o.locale_list), o.assistant).cast(log.schema))
+            log = pa.concat_tables(parts)
+        return log, truth, counts
 
     def _turns_a_session(self, locale: str) -> float:
         """Measured on a day that is not kept: how many turns a session has."""
         o, language = self.options, self.languages[locale]
         who = users(locale, o.seed, 0, 8_192, o.holdout, "pilot")
-        turns = play(language, self.plain[locale], language.heard, who, 1.0, 0, o.mishear, world.generator(o.seed, locale, "pilot"))
+        turns = play(language, self.plain[locale].serving, language.heard, who, 1.0, 0, o.mishear, world.generator(o.seed, locale, "pilot"))
         return len(turns) / who.activity.sum()
 
     def future(self) -> pa.Table:
@@ -170,10 +173,10 @@ class Game:
             who = users(locale, o.seed, 0, count, 0.0, "future")
             rng = world.generator(o.seed, locale, "day", FUTURE_DAY)
             rate = 5 * self.sessions_a_day[locale] / self.per_user_day
-            serving = self.plain[locale]
-            turns = play(language, serving, self.heard(locale, day - 1), who, rate, self.start + day * DAY, o.mishear, rng)
-            log = log_table(turns, language, serving, who, f"{locale}-f", f"{locale}-f", o.assistant)
-            truth = truth_table(turns, language, log)
+            columns = self.plain[locale]
+            turns = play(language, columns.serving, self.heard(locale, day - 1), who, rate, self.start + day * DAY, o.mishear, rng)
+            log = columns.log(turns, who, f"{locale}-f", f"{locale}-f")
+            truth = columns.truth(turns, log)
             for name in truth.column_names[1:]:
                 log = log.append_column(name, truth[name])
             parts.append(log.cast(FUTURE))
@@ -248,13 +251,13 @@ class _Out:
         if self.by_day and path != self.path:
             path.parent.mkdir(exist_ok=True)
             self._open(path)
-        self.writer.write_table(table.cast(self.schema))
+        self.writer.write_table(table)
 
     def _open(self, path: Path) -> None:
         if self.writer:
             self.writer.close()
         self.path = path
-        self.writer = pq.ParquetWriter(path, self.schema, **_format(self.schema))
+        self.writer = pq.ParquetWriter(path, dictionaries(self.schema), **_format(self.schema))
 
     def __exit__(self, *_: object) -> None:
         if self.writer:
@@ -263,7 +266,7 @@ class _Out:
 
 def _format(schema: pa.Schema) -> dict[str, Any]:
     plain = {"turn_id", "timestamp", "again_of"}  # a dictionary does not pay where values hardly repeat
-    return {"compression": "zstd", "compression_level": 1, "use_dictionary": [n for n in schema.names if n not in plain]}
+    return {"compression": "zstd", "compression_level": 1, "store_schema": False, "use_dictionary": [n for n in schema.names if n not in plain]}
 
 
 def _write(table: pa.Table, path: Path) -> None:

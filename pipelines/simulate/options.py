@@ -41,7 +41,7 @@ class SimulateOptions:
     flip_day: int = opt(-1, "day, counted from --start, from which misheard forms mean another goal; -1: never", kind=int, metavar="N")
     flip_share: float = opt(0.3, "share of the misheard forms whose meaning changes on that day; 0 to 1", kind=float, metavar="SHARE")
     mishear: float = opt(0.14, "share of spoken turns that are misheard; 0 to 1", kind=float, metavar="SHARE")
-    unknown: float = opt(0.24, "share of wordings that the assistant does not understand; 0 to 0.9", kind=float, metavar="SHARE")
+    unknown: float = opt(0.2, "share of wordings that the assistant does not understand; 0 to 0.9", kind=float, metavar="SHARE")
     assistant: str = opt("a1", "assistant_version that the log shows", metavar="NAME")
     no_planted: bool = opt(False, "leave out the bot, the ring of fake accounts, personal data and duplicate events")
     by_day: bool = opt(False, "write log/DATE.parquet and truth/DATE.parquet, instead of one file each")
