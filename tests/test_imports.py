@@ -1,0 +1,88 @@
+"""The rooms keep to what they may know, and the command line starts at once."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("apache_beam", "polars", "pyarrow", "numpy", "scipy", "torch", "great_expectations", "lightgbm", "sklearn", "obstore", "airflow")
+SOURCES = {room: sorted((ROOT / room).rglob("*.py")) for room in ("rewrite", "quality", "pipelines")}
+
+
+def imported(file: Path) -> set[str]:
+    """Full names of what a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == p or name.startswith(p + ".") for p in packages)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["config"], *([c, "--help"] for c in COMMANDS)], ids=" ".join)
+def test_help_loads_nothing_heavy(arguments):
+    code = f"import sys\nfrom pipelines.cli import main\ntry: main({arguments!r})\nexcept SystemExit as e: assert not e.code\n"
+    code += f"loaded = sorted(set({HEAVY!r}) & set(sys.modules))\nassert not loaded, loaded"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 10
+
+
+def test_help_is_instant():
+    """Half a second of processor time at most, interpreter included; the best of three, as machines are shared."""
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "pipelines", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(seconds) < 0.5
+
+
+def test_import_linter_passes():
+    """pipelines -> quality -> rewrite, and no engine where none belongs: the contracts in pyproject.toml."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_quality_knows_only_the_contracts_of_rewrite():
+    allowed = ("rewrite.contracts", "rewrite.text")
+    wrong = {
+        (f.name, n) for f in SOURCES["quality"] for n in imported(f) if within(n, "rewrite") and n != "rewrite" and not within(n, *allowed)
+    }
+    assert not wrong
+
+
+def test_the_science_knows_no_clock_no_environment_and_no_network():
+    never = ("os", "time", "random", "secrets", "socket", "subprocess", "urllib", "requests", "uuid", "getpass", "tempfile")
+    wrong = {(f.name, n) for f in SOURCES["rewrite"] for n in imported(f) if within(n, *never)}
+    assert not wrong
+
+
+def test_nothing_is_unpickled():
+    never = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+    wrong = {(f.name, n) for files in SOURCES.values() for f in files for n in imported(f) if within(n, *never)}
+    for files in SOURCES.values():
+        for f in files:
+            text = f.read_text(encoding="utf-8")
+            wrong |= {(f.name, word) for word in ("allow_pickle=True", "torch.load(") if word in text}
+    assert not wrong
+
+
+def test_nothing_imports_dags_or_infra():
+    wrong = {(f.name, n) for files in SOURCES.values() for f in files for n in imported(f) if within(n, "dags", "infra", "tests")}
+    assert not wrong
