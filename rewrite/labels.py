@@ -31,7 +31,7 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     The likeliest intent of every text; `reason` is the origin when proposed (own, projected, goal), else the first of
     placeholder, below_k, unsure. Empty when the log has no intents.
     """
-    h = pool.texts.select("id", h="served")
+    h = pool.texts.select("id", h="works")
     mass = _masses(pool)
     total = mass.group_by("id").agg(total=pl.col("mass").sum())
     chance = (

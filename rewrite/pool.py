@@ -32,7 +32,7 @@ REACH = 1e-3
 class Pool:
     """texts: row number = id, sorted by (locale, utterance), with
     `locale, utterance, users, first, last, text, served, votes, untouched, goal, goal_id, membership, intent, slots,
-    meaning_users, numbers, placeholder`; served = pooled P(served | left alone), goal = dense goal number.
+    meaning_users, numbers, placeholder`; served = pooled P(served | left alone), works = P(it serves at least half of them), goal = dense goal number.
     meanings: id, intent, slots, users, served (millionths), assistant_version; most served first within a text.
     asks: s, t, ask, value (millionths), step, events; of turns that were left alone.
     reach: s, t, score; of the absorbing chain, t other than s and likely served.
@@ -69,7 +69,7 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
     )
     pooled = success.pool(alone["id"].to_numpy(), alone["bin"].to_numpy(), alone["users"].to_numpy(), texts["group"].to_numpy())
     texts = (
-        texts.with_columns(served=pl.Series(pooled.mean, dtype=pl.Float64))
+        texts.with_columns(served=pl.Series(pooled.mean, dtype=pl.Float64), works=pl.Series(1 - pooled.below(0.5), dtype=pl.Float64))
         .join(forms, on=at, how="left", maintain_order="left")
         .join(count, on="id", how="left", maintain_order="left")
         .with_columns(pl.col("votes", "untouched").fill_null(0), placeholder=pl.col("utterance").str.contains(PLACEHOLDER))
