@@ -12,12 +12,11 @@ from typing import Any
 
 from pipelines import options as o
 from pipelines.errors import SayagainError
-from pipelines.jobs import ORDER, run_one
 
 # command -> (module with main(options), options dataclass or where it is, positional fields)
 COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "mine": ("pipelines.mine", o.MineOptions, ()),
-    **{name: ("pipelines.jobs", options, ()) for name, options in ORDER.items()},
+    **{name: ("pipelines.jobs", options, ()) for name, options in o.JOBS.items()},
     "explain": ("pipelines.explain", o.ExplainOptions, ("text",)),
     "verify": ("pipelines.verify", o.VerifyOptions, ()),
     "simulate": ("pipelines.simulate.job", "pipelines.simulate.options:SimulateOptions", ()),
@@ -77,7 +76,9 @@ def main(argv: list[str] | None = None) -> int:
         module, entry, _ = COMMANDS[namespace.command]
         options = o.from_namespace(_options(entry), namespace)
         _calm()
-        if namespace.command in ORDER:
+        if namespace.command in o.JOBS:
+            from pipelines.jobs import run_one
+
             return run_one(namespace.command, options)
         return int(importlib.import_module(module).main(options) or 0)
     except SayagainError as error:

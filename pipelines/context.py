@@ -37,6 +37,13 @@ class StageReport:
     peak_mib: float = 0.0
     skipped: str = ""  # why nothing had to be done
 
+    def told(self) -> str:
+        """What it did, in a line."""
+        if self.skipped:
+            return f"skipped: {self.skipped}"
+        shown = ((k, v) for k, v in self.counts.items() if not isinstance(v, dict | list))
+        return ", ".join(f"{v:,} {k}" if isinstance(v, int) else f"{k} {v}" for k, v in shown)
+
 
 class Context:
     """One run on one lake."""
@@ -116,13 +123,7 @@ class Context:
         finally:
             report.seconds = time.perf_counter() - start
             report.peak_mib = _peak_mib()
-        if report.skipped:
-            self.say(f"{name:<10} skipped: {report.skipped}")
-        else:
-            counts = ", ".join(
-                f"{v:,} {k}" if isinstance(v, int) else f"{k} {v}" for k, v in report.counts.items() if not isinstance(v, (dict, list))
-            )
-            self.say(f"{name:<10} {report.seconds:6.1f} s  {report.peak_mib:6,.0f} MiB  {counts}")
+        self.say(f"{name:<10} {report.seconds:6.1f} s  {report.peak_mib:6,.0f} MiB  {report.told()}")
 
     def say(self, line: str, *, transient: bool = False) -> None:
         """A line of progress on stderr; a transient one only where it can be wiped."""

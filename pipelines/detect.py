@@ -34,6 +34,7 @@ class Score(beam.DoFn):
         model = modelstore.load(self._store.root, self._model)
         turns = shards.read(self._store, shard)
         buckets = turns.select("user_key", "bucket").unique()
+        said = turns.group_by("date", "bucket", "locale").len().sort("locale")
         found = detect(turns.drop("bucket"), model, self._gap)
         for table, schema in SCHEMAS.items():
             frame = getattr(found, table).join(buckets, on="user_key", how="left", maintain_order="left")
@@ -42,16 +43,18 @@ class Score(beam.DoFn):
             for (day, bucket), part in frame.partition_by("date", "bucket", as_dict=True, include_key=False, maintain_order=True).items():
                 data = engine.conform(part, schema)
                 entry = self._store.attempt(self._attempt, table, f"date={day}", data, int(bucket))
-                yield engine.receipt(table, f"date={day}", entry, **_counts(table, part))
+                yield engine.receipt(table, f"date={day}", entry, **_counts(table, part, said.filter(date=day, bucket=bucket)))
 
 
-def _counts(table: str, part: pl.DataFrame) -> dict[str, Any]:
+def _counts(table: str, part: pl.DataFrame, said: pl.DataFrame) -> dict[str, Any]:
     """What the report's funnel shows, by locale."""
-    if table != "rephrases":
-        return {}
-    changed = pl.col("probability") >= 0.5, ~pl.col("same_text"), pl.col("lag") == 1
-    found = part.group_by("locale").agg(pairs=pl.len(), asked_again=pl.all_horizontal(changed).sum()).sort("locale")
-    return {"by_locale": {r["locale"]: {k: int(r[k]) for k in ("pairs", "asked_again")} for r in found.iter_rows(named=True)}}
+    if table == "outcomes":
+        return {"by_locale": {locale: {"turns": n} for locale, n in said.select("locale", "len").iter_rows()}}
+    if table == "rephrases":
+        changed = (pl.col("probability") >= 0.5) & ~pl.col("same_text") & (pl.col("lag") == 1)
+        found = part.group_by("locale").agg(pairs=pl.len(), asked_again=changed.sum()).sort("locale")
+        return {"by_locale": {locale: {"pairs": n, "asked_again": m} for locale, n, m in found.iter_rows()}}
+    return {}
 
 
 class Detect(beam.PTransform):
@@ -115,6 +118,6 @@ def run(context: Context, report: Any) -> None:
         engine.publish(context, "detect", receipts, manifests)
     rows = {t: sum(r["entry"]["rows"] for r in receipts if r["table"] == t) for t in SCHEMAS}
     again = engine.add_by_locale(r["counts"] for r in receipts).get("by_locale", {})
-    asked = sum(v["asked_again"] for v in again.values())
+    asked = sum(v.get("asked_again", 0) for v in again.values())
     report.counts = {"days": len(todo), "pairs": rows["rephrases"], "asked again": asked, "votes": rows["votes"]}
 

@@ -15,7 +15,7 @@ from pipelines.context import Context
 from pipelines.errors import LakeError
 from pipelines.options import ExplainOptions
 from pipelines.store import Store
-from rewrite.contracts import REASONS
+from quality.reasons import sentence
 from rewrite.text import key
 
 Rows = list[dict[str, Any]]
@@ -155,4 +155,4 @@ def _rewrite(r: dict[str, Any], text: str) -> list[str]:
 
 
 def _why(reason: str) -> list[str]:
-    return [f"    because {REASONS.get(reason, reason)}"]
+    return [f"    because {sentence(reason)}"]

@@ -7,19 +7,8 @@ import json
 from types import ModuleType
 from typing import Any
 
-from pipelines import options as o
+from pipelines import reporting
 from pipelines.context import Context
-
-ORDER: dict[str, type[o.JobOptions]] = {
-    "ingest": o.IngestOptions,
-    "fit": o.FitOptions,
-    "detect": o.DetectOptions,
-    "embed": o.EmbedOptions,
-    "link": o.LinkOptions,
-    "aggregate": o.AggregateOptions,
-    "release": o.ReleaseOptions,
-}
-
 
 def module(name: str) -> ModuleType:
     """The module of a job: it has READS, WRITES, VERSION, plan(context) and run(context, report)."""
@@ -42,7 +31,12 @@ def run_one(name: str, options: Any) -> int:
     context = Context(options, make=name == "ingest")
     with context.running():
         stage(context, name)
+        if name == "release":
+            reporting.finish_run(context)
     report = context.stages[-1]
+    for line in context.result.get("lines", ()) if not options.json else ():
+        print(line)
     if options.json:
-        print(json.dumps({"job": name, "skipped": report.skipped, **context.result, **report.counts}, default=str))
+        result = {k: v for k, v in context.result.items() if k not in ("lines", "gates")}
+        print(json.dumps({"job": name, "skipped": report.skipped, **report.counts, **result}, default=str))
     return context.exit_code

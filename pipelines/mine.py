@@ -6,10 +6,10 @@ import json
 import sys
 from datetime import date
 
-from pipelines import jobs
+from pipelines import jobs, reporting
 from pipelines.context import Context
 from pipelines.errors import SayagainError
-from pipelines.options import MineOptions
+from pipelines.options import JOBS, MineOptions
 
 DAILY = ("ingest", "fit", "detect")
 AS_OF = ("embed", "link", "aggregate", "release")
@@ -18,7 +18,7 @@ AS_OF = ("embed", "link", "aggregate", "release")
 def main(options: MineOptions) -> int:
     """Run every job that is not current. Returns the exit code."""
     if options.dry_run:
-        dry_run(Context(options, dry=True), list(jobs.ORDER))
+        dry_run(Context(options, dry=True), list(JOBS))
         return 0
     context = Context(options, make=True)
     with context.running():
@@ -28,6 +28,7 @@ def main(options: MineOptions) -> int:
             context.pinned_as_of = day
             for name in AS_OF:
                 jobs.stage(context, name)
+        reporting.finish_run(context)
     summarise(context)
     return context.exit_code
 
@@ -79,10 +80,7 @@ def summarise(context: Context) -> None:
         print(line)
     print(f"\n{'stage':<11}{'seconds':>8}{'peak MiB':>10}  what it did")
     for s in context.stages:
-        did = f"skipped: {s.skipped}" if s.skipped else ", ".join(
-            f"{v:,} {k}" if isinstance(v, int) else f"{k} {v}" for k, v in s.counts.items() if not isinstance(v, dict | list)
-        )
-        print(f"{s.name:<11}{s.seconds:>8.1f}{s.peak_mib:>10,.0f}  {did}")
+        print(f"{s.name:<11}{s.seconds:>8.1f}{s.peak_mib:>10,.0f}  {s.told()}")
     print()
     for name in ("release", "report"):
         if r.get(name):

@@ -209,6 +209,18 @@ class ExplainOptions(AsOfOptions):
     private: bool = opt(False, "also show texts that fewer than k users share")
 
 
+JOBS: dict[str, type[JobOptions]] = {
+    "ingest": IngestOptions,
+    "fit": FitOptions,
+    "detect": DetectOptions,
+    "embed": EmbedOptions,
+    "link": LinkOptions,
+    "aggregate": AggregateOptions,
+    "release": ReleaseOptions,
+}
+"""The jobs in the order of the data's way."""
+
+
 def add_arguments(parser: argparse.ArgumentParser, options: type, positional: tuple[str, ...] = ()) -> None:
     """One flag per field of an options dataclass."""
     for f in fields(options):

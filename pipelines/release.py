@@ -63,14 +63,13 @@ class BuildRelease(beam.DoFn):
             "gates": json.loads(verdicts.to_json()),
         }
         if status == "released":
-            files = manifest.package(built, verdicts, more=reporting.release_files(seen, built), inputs=s["inputs"])
+            files = manifest.package(built, verdicts, more=reporting.release_files(seen, built, verdicts), inputs=s["inputs"])
             for path, data in files.items():
                 store.put(f"_attempts/{self._attempt}/releases/{built.release_id}/{path}", data)
             counts |= {"files": list(files), "manifest_sha256": hashlib.sha256(files["manifest.json"]).hexdigest()}
             new = built.ledger_rows.to_arrow()
             yield engine.receipt("splits", f"as_of={as_of}", store.attempt(self._attempt, "splits", f"as_of={as_of}", new))
-        path = f"_attempts/{self._attempt}/report.json"
-        store.put(path, json.dumps(seen, default=str).encode()) if isinstance(seen, dict) else None
+        store.put(f"_attempts/{self._attempt}/report.json", seen.to_json().encode())
         yield {"table": "releases", "partition": str(as_of), "entry": {"bucket": None, "path": ""}, "counts": counts}
 
 
@@ -142,9 +141,12 @@ def run(context: Context, report: Any) -> None:
     with store.lease("as_of"):
         receipts = engine.execute(context, "release", [as_of], Release(store, attempt, settings))
         counts = next(r["counts"] for r in receipts if r["table"] == "releases")
+        context.result["report_data"] = store.get(f"_attempts/{attempt}/report.json")
         if counts["status"] == "released":
             _publish(context, attempt, as_of, counts, [r for r in receipts if r["table"] == "splits"])
     report.counts = {"status": counts["status"], **counts["rows"]}
+    if counts["status"] == "released":
+        context.result["release"] = store.url(f"releases/{counts['release_id']}")
     context.result |= {k: counts.get(k) for k in ("status", "release_id", "manifest_sha256", "gates", "rows")} | {"as_of": str(as_of)}
     if counts["status"] == "refused":
         context.exit_code = Refused.exit_code

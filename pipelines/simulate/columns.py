@@ -27,15 +27,6 @@ TRUTH = pa.schema(
 )
 """The truth beside a log: one row per turn that an honest user said."""
 
-_PLAIN = ("turn_id", "user_id", "session_id", "again_of")
-
-
-def dictionaries(schema: pa.Schema) -> pa.Schema:
-    """The schema with its texts as dictionaries: Parquet stores them the same, and they are written much faster."""
-    coded = pa.dictionary(pa.int32(), pa.string())
-    return pa.schema([f.with_type(coded) if f.type == pa.string() and f.name not in _PLAIN else f for f in schema])
-
-
 class Columns:
     """Makes the tables of one language under one way of serving."""
 
@@ -78,7 +69,7 @@ class Columns:
             "feedback": pa.array(turns.feedback, mask=turns.feedback == 0),
             "channel": _take(self.channels, ~spoken),
         }
-        return pa.table(columns, schema=dictionaries(LOG))
+        return pa.table(columns).cast(LOG)
 
     def truth(self, turns: Turns, log: pa.Table) -> pa.Table:
         """What the users wanted, row by row of `log`."""
@@ -94,7 +85,7 @@ class Columns:
             "again_of": turn_id.take(pa.array(turns.again_of, mask=turns.again_of < 0)),
             "rephrase": turns.rephrase,
         }
-        return pa.table(columns, schema=dictionaries(TRUTH))
+        return pa.table(columns).cast(TRUTH)
 
 
 def _replies(language: Language) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import InputError, UsageError
 from pipelines.simulate import world
-from pipelines.simulate.columns import TRUTH, Columns, dictionaries
+from pipelines.simulate.columns import TRUTH, Columns
 from pipelines.simulate.options import SimulateOptions
 from pipelines.simulate.planted import attacks, planted
 from pipelines.simulate.play import DAY, Serving, play, users
@@ -153,7 +154,7 @@ class Game:
             twice = np.flatnonzero(rng.random(log.num_rows) < DUPLICATES)
             parts = [log, log.take(twice)]
             if first == 0:
-                parts.append(planted(language, o.seed, day, midnight, o.turns / o.days / len(o.locale_list), o.assistant).cast(log.schema))
+                parts.append(planted(language, o.seed, day, midnight, o.turns / o.days / len(o.locale_list), o.assistant))
             log = pa.concat_tables(parts)
         return log, truth, counts
 
@@ -257,7 +258,7 @@ class _Out:
         if self.writer:
             self.writer.close()
         self.path = path
-        self.writer = pq.ParquetWriter(path, dictionaries(self.schema), **_format(self.schema))
+        self.writer = pq.ParquetWriter(path, self.schema, **_format(self.schema))
 
     def __exit__(self, *_: object) -> None:
         if self.writer:
@@ -265,8 +266,8 @@ class _Out:
 
 
 def _format(schema: pa.Schema) -> dict[str, Any]:
-    plain = {"turn_id", "timestamp", "again_of"}  # a dictionary does not pay where values hardly repeat
-    return {"compression": "zstd", "compression_level": 1, "store_schema": False, "use_dictionary": [n for n in schema.names if n not in plain]}
+    plain = {"turn_id", "user_id", "session_id", "timestamp", "again_of"}  # a dictionary does not pay where values hardly repeat
+    return {"compression": "zstd", "compression_level": 1, "use_dictionary": [n for n in schema.names if n not in plain]}
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -298,3 +299,10 @@ def _summary(options: SimulateOptions, game: Game, counts: dict[str, dict[str, i
             k: v.isoformat() if hasattr(v, "isoformat") else v for k, v in vars(options).items() if k not in ("out", "quiet", "rewrites")
         },
     }
+
+
+def main(options: SimulateOptions) -> int:
+    """`sayagain simulate`: play, and print what was made as one JSON object."""
+    made = run(options, None if options.quiet else lambda line: print(line, file=sys.stderr))
+    print(json.dumps(made, indent=1, ensure_ascii=False, default=str))
+    return 0

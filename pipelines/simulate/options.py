@@ -9,7 +9,7 @@ from datetime import date
 from pipelines.errors import UsageError
 from pipelines.options import day, opt
 
-LOCALES = ("en-US", "de-DE", "sw-KE", "ja-JP")
+LOCALES = ("en-US", "de-DE", "sw-KE")
 MAX_USERS = 50_000_000
 MOST_A_DAY = 20
 """Turns of a user in a day, in the mean: sessions are half an hour apart, and more than about forty do not fit."""
@@ -81,6 +81,8 @@ class SimulateOptions:
         for name, high in (("holdout", 1.0), ("flip_share", 1.0), ("mishear", 1.0), ("unknown", 0.9)):
             if not 0 <= getattr(self, name) <= high:
                 wrong.append(f"--{name.replace('_', '-')} {getattr(self, name)}: should be from 0 to {high:g}")
+        if 0 < self.users < len(names):
+            wrong.append(f"--users {self.users}: should be at least one for each of {len(names)} languages")
         if self.user_count > MAX_USERS:
             wrong.append(f"--users {self.user_count}: should be at most {MAX_USERS}")
         if self.turns > MOST_A_DAY * self.user_count * max(self.days, 1):
