@@ -1,0 +1,24 @@
+"""A run that dies in the middle is finished by the same command, with the same result as if nothing had happened."""
+
+from __future__ import annotations
+
+import pytest
+from running import DIED, contents, difference, run_dying, simulate
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+
+
+def test_three_deaths_change_nothing(tmp_path):
+    log = simulate(tmp_path / "world", 4_000, 2)
+    mine = ["mine", f"--logs={log}", "--quiet"]
+    _, changes = run_dying(0, *mine, f"--lake={tmp_path}/calm")
+    calm = contents(tmp_path / "calm")
+    assert "releases/LATEST" in calm
+
+    deaths = 0
+    for share in (0.3, 0.45, 0.12):  # ingest publishing; then the daily tables; then whatever comes next
+        deaths += run_dying(int(share * changes), *mine, f"--lake={tmp_path}/killed")[0] == DIED
+    assert deaths >= 2, f"of {changes} changes"
+    code, _ = run_dying(0, *mine, f"--lake={tmp_path}/killed")
+    assert code == 0
+    assert not difference(calm, contents(tmp_path / "killed"))
