@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import os
 import sys
 import textwrap
@@ -106,5 +107,5 @@ def _calm() -> None:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
+    # Beam warns at import about Google clients that only Dataflow needs, and says there itself what is missing
+    logging.getLogger().addFilter(lambda record: not record.getMessage().startswith("apitools not found"))

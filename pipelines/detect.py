@@ -120,4 +120,3 @@ def run(context: Context, report: Any) -> None:
     again = engine.add_by_locale(r["counts"] for r in receipts).get("by_locale", {})
     asked = sum(v.get("asked_again", 0) for v in again.values())
     report.counts = {"days": len(todo), "pairs": rows["rephrases"], "asked again": asked, "votes": rows["votes"]}
-

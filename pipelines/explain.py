@@ -58,7 +58,9 @@ def tell(context: Context, text: str, as_of: str, locale: str | None, private: b
     story: dict[str, Any] = {"text": text, "as_of": as_of, "k": k, "users": users if private or users >= k else None}
     if story["users"] is None or not users:
         story["why"] = (
-            f"no text with this key was mined as of {as_of}" if private else f"fewer than k = {k} users said this, or nobody did; --private shows what there is"
+            f"no text with this key was mined as of {as_of}"
+            if private
+            else f"fewer than k = {k} users said this, or nobody did; --private shows what there is"
         )
         if not private:
             return story
@@ -67,7 +69,9 @@ def tell(context: Context, text: str, as_of: str, locale: str | None, private: b
     story["goals"] = at.select("locale", "goal_id", "membership", "users").to_dicts()
     story["other_wordings"] = others.head(12).select("locale", "utterance", "users", "membership").to_dicts()
     order = ["probability", "target"]
-    story["rewrites_from_it"] = rewrites.filter(pl.col("source") == text, shown).sort(order, descending=[True, False], nulls_last=True).head(12).to_dicts()
+    story["rewrites_from_it"] = (
+        rewrites.filter(pl.col("source") == text, shown).sort(order, descending=[True, False], nulls_last=True).head(12).to_dicts()
+    )
     hidden = rewrites.filter(pl.col("source") == text).height - rewrites.filter(pl.col("source") == text, shown).height
     story["hidden_targets"] = hidden
     to_it = rewrites.filter(pl.col("target") == text, shown, pl.col("decision") == "proposed")
@@ -116,7 +120,11 @@ def lines(story: dict[str, Any]) -> list[str]:
     for r in story["rewrites_from_it"]:
         out += _rewrite(r, r["target"])
     if not story["rewrites_from_it"]:
-        out.append("  none was considered: nobody who said it went on to ask for the same goal in another wording" if not story["hidden_targets"] else "")
+        out.append(
+            "  none was considered: nobody who said it went on to ask for the same goal in another wording"
+            if not story["hidden_targets"]
+            else ""
+        )
     if story["hidden_targets"]:
         out.append(f"  ({story['hidden_targets']} more whose wording fewer than k = {story['k']} users share; --private shows them)")
     if story["rewrites_to_it"]:
@@ -136,7 +144,7 @@ def lines(story: dict[str, Any]) -> list[str]:
         out.append("  nothing was released from this lake yet")
     else:
         for r in released["rewrites"]:
-            out.append(f"  rewrite {r['rewrite_id']} to \"{printable(r['target'])}\", {r['status']}, expires {r['expires']}")
+            out.append(f'  rewrite {r["rewrite_id"]} to "{printable(r["target"])}", {r["status"]}, expires {r["expires"]}')
         for r in released["labels"]:
             out.append(f"  label {printable(r['intent'])}, weight {r['sample_weight']:.2f}, split {r['split']}")
         if not released["rewrites"] and not released["labels"]:
@@ -147,7 +155,7 @@ def lines(story: dict[str, Any]) -> list[str]:
 def _rewrite(r: dict[str, Any], text: str) -> list[str]:
     head = f"  {r['decision']:<9} {printable(text)}"
     facts = (
-        f"    P(serves) {r['probability']:.2f} against {r['source_served']:.2f} when left alone (lift at least {r['lift_lower']:+.2f}); "
+        f"P(serves) {r['probability']:.2f} against {r['source_served']:.2f} when left alone (lift at least {r['lift_lower']:+.2f}); "
         f"chain score {r['score']:.2f}; {r['pair_users']} users went straight from one to the other; target said by {r['target_users']}"
     )
     width = max(60, shutil.get_terminal_size((110, 24)).columns)

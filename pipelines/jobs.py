@@ -10,6 +10,7 @@ from typing import Any
 from pipelines import reporting
 from pipelines.context import Context
 
+
 def module(name: str) -> ModuleType:
     """The module of a job: it has READS, WRITES, VERSION, plan(context) and run(context, report)."""
     return importlib.import_module(f"pipelines.{name}")

@@ -67,7 +67,9 @@ class BuildGoals(beam.DoFn):
             frame = getattr(graph, {"goals": "goals", "goal_edges": "edges", "goal_changes": "changes"}[table])
             entry = self._store.attempt(self._attempt, table, partition, engine.conform(frame, schema))
             goals_n = frame["goal_id"].n_unique() if table == "goals" else 0
-            yield engine.receipt(table, partition, entry, goals=goals_n, embedded=0 if vectors is None else int(np.isfinite(vectors[:, 0]).sum()))
+            yield engine.receipt(
+                table, partition, entry, goals=goals_n, embedded=0 if vectors is None else int(np.isfinite(vectors[:, 0]).sum())
+            )
 
 
 class Link(beam.PTransform):
@@ -117,7 +119,9 @@ def run(context: Context, report: Any) -> None:
     window.refuse_older(context, "goals", as_of)
     have = embed.current(context)
     if have is None:
-        raise LakeError(f"no text was embedded by {context.config.embedding.model}; run `sayagain embed --lake {context.options.lake}` first")
+        raise LakeError(
+            f"no text was embedded by {context.config.embedding.model}; run `sayagain embed --lake {context.options.lake}` first"
+        )
     attempt = f"{context.attempt}/link"
     transform = Link(
         context.store, attempt, as_of, context.config.privacy.k, have, predecessor(context.store, "goals", as_of), context.config.run.seed

@@ -72,7 +72,10 @@ def summarise(context: Context) -> None:
     """Print the end of a run for a person, or as one JSON line with --json."""
     r = context.result
     if context.options.json:
-        stages = {s.name: {"skipped": s.skipped, "seconds": round(s.seconds, 2), "peak_mib": round(s.peak_mib), **s.counts} for s in context.stages}
+        stages = {
+            s.name: {"skipped": s.skipped, "seconds": round(s.seconds, 2), "peak_mib": round(s.peak_mib), **s.counts}
+            for s in context.stages
+        }
         print(json.dumps({**r, "stages": stages}, default=str))
         return
     print()

@@ -44,5 +44,7 @@ def load(store_root: str, fingerprint: str) -> Model:
         raise LakeError(f"model {fingerprint}: {error} is gone; `sayagain fit` makes a new one") from None
     for name, digest in manifest["files"].items():
         if hashlib.sha256(files[name]).hexdigest() != digest:
-            raise LakeError(f"{store.url(f'models/{fingerprint}/{name}')}: its sha256 is not the manifest's; `sayagain fit` makes a new one")
+            raise LakeError(
+                f"{store.url(f'models/{fingerprint}/{name}')}: its sha256 is not the manifest's; `sayagain fit` makes a new one"
+            )
     return Model.from_files(files)

@@ -119,7 +119,9 @@ def run(context: Context, report: Any) -> None:
         return
     published = registry.releases(store)
     if published and published[-1].as_of > as_of:
-        raise LakeError(f"--as-of {as_of}: {published[-1].release_id} was released already, and releases are made in the order of their dates")
+        raise LakeError(
+            f"--as-of {as_of}: {published[-1].release_id} was released already, and releases are made in the order of their dates"
+        )
     manifest = store.manifest("candidates", f"as_of={as_of}/pairs")
     parent = registry.parent_of(store, as_of)
     settings = {
@@ -136,7 +138,9 @@ def run(context: Context, report: Any) -> None:
         "days": [str(d) for d in context.window(as_of)],
     }
     if manifest is None and context.window(as_of):
-        raise LakeError(f"there are no candidates as of {as_of}; run `sayagain aggregate --lake {context.options.lake} --as-of {as_of}` first")
+        raise LakeError(
+            f"there are no candidates as of {as_of}; run `sayagain aggregate --lake {context.options.lake} --as-of {as_of}` first"
+        )
     attempt = f"{context.attempt}/release"
     with store.lease("as_of"):
         receipts = engine.execute(context, "release", [as_of], Release(store, attempt, settings))

@@ -12,7 +12,6 @@ import polars as pl
 
 from pipelines.context import Context
 from pipelines.store import Store
-from rewrite.contracts import CANDIDATES
 
 if TYPE_CHECKING:
     from quality.gates import Verdicts
@@ -66,12 +65,6 @@ def release_data(
     goals = tables.get("goals")
     step("texts linked", of(goals))
     step("goals", {} if goals is None else dict(goals.group_by("locale").agg(pl.col("goal_id").n_unique()).iter_rows()))
-    for name in CANDIDATES:
-        column = "locale_anchor" if name == "pairs" else "locale"
-        frame = candidates.get(name)
-        step(f"{name} considered", of(frame, column))
-        step(f"{name} proposed", {} if frame is None else of(frame.filter(pl.col("decision") == "proposed"), column))
-        step(f"{name} released", of(built.tables[name], column) if status in ("released", "nothing_new") else {})
     drops = [
         {"step": "rows read", "reason": reason.removeprefix("reject:"), "locale": "", "count": n}
         for reason, n in sorted(read.items())
@@ -125,10 +118,13 @@ def finish_run(context: Context) -> None:
     gates = context.result.pop("gates", None)
     context.store.put(f"{folder}/gates.json", (json.dumps(gates or {"verdicts": []}, indent=1, sort_keys=True) + "\n").encode())
     summary = {
-        **{k: v for k, v in context.result.items()},
+        **context.result,
         "config": context.config.as_dict(),
         "notes": context.notes,
-        "stages": [{"name": s.name, "seconds": round(s.seconds, 3), "peak_mib": round(s.peak_mib), "skipped": s.skipped, **s.counts} for s in context.stages],
+        "stages": [
+            {"name": s.name, "seconds": round(s.seconds, 3), "peak_mib": round(s.peak_mib), "skipped": s.skipped, **s.counts}
+            for s in context.stages
+        ],
     }
     context.store.put(f"{folder}/summary.json", (json.dumps(summary, indent=1, sort_keys=True, default=str) + "\n").encode())
     context.result["report"] = context.store.url(f"{folder}/report.html")
@@ -156,7 +152,9 @@ def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -
     for f in data.funnel:
         total[f["step"]] = total.get(f["step"], 0) + f["count"]
     if total:
-        out.append("  " + " > ".join(f"{n:,} {s}" for s, n in total.items() if s in ("rows read", "turns", "asked again in other words", "goals")))
+        out.append(
+            "  " + " > ".join(f"{n:,} {s}" for s, n in total.items() if s in ("rows read", "turns", "asked again in other words", "goals"))
+        )
     for table in ("rewrites", "labels", "pairs"):
         if f"{table} considered" not in total and not total.get(f"{table} considered"):
             continue
@@ -166,5 +164,8 @@ def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -
                 reasons[c["reason"]] += c["count"]
         why = "; ".join(f"{n:,} {sentence(r)}" for r, n in reasons.most_common(3))
         released = total.get(f"{table} released", 0)
-        out.append(f"  {table}: {total[f'{table} considered']:,} considered, {total.get(f'{table} proposed', 0):,} proposed, {released:,} released" + (f" (not: {why})" if why else ""))
+        out.append(
+            f"  {table}: {total[f'{table} considered']:,} considered, {total.get(f'{table} proposed', 0):,} proposed, {released:,} released"
+            + (f" (not: {why})" if why else "")
+        )
     return out

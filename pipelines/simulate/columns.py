@@ -27,6 +27,7 @@ TRUTH = pa.schema(
 )
 """The truth beside a log: one row per turn that an honest user said."""
 
+
 class Columns:
     """Makes the tables of one language under one way of serving."""
 

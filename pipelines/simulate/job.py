@@ -69,6 +69,23 @@ def run(options: SimulateOptions, progress: Callable[[str], None] | None = None)
     return summary | {"out": str(out), "seconds": round(time.perf_counter() - began, 2)}
 
 
+def main(options: SimulateOptions) -> int:
+    """Make the world, and say what it is like and what to do next."""
+    summary = run(options, None if options.quiet else lambda text: print(text, file=sys.stderr))
+    for name, f in summary["locales"].items():
+        print(
+            f"{name}: {f['turns']} turns of {f['users']} users, {f['goals']} goals, {f['defect_rate']:.0%} failed, {f['rephrases']} asked again"
+        )
+    if options.rewrites:
+        print(f"{summary['rewrites_live']} of {summary['rewrites_given']} rewrites were live and served {summary['rewritten']} turns")
+    print(f"{summary['rows']} rows in {summary['seconds']} s. Mine them:")
+    start, days = options.start + timedelta(options.first_epoch * options.days), options.epochs * options.days
+    dates = f" --from {start} --to {start + timedelta(days - 1)}" if options.by_day else ""
+    log = f"'{options.out}/log/{{date}}.parquet'" if options.by_day else f"{options.out}/log.parquet"
+    print(f"sayagain mine --logs {log} --lake {options.out}/lake{dates}")
+    return 0
+
+
 class Game:
     """All languages of a world, and the days that are played."""
 

@@ -15,11 +15,12 @@ from pipelines.simulate.world import NO_MATCH, Language, generator
 REQUESTS = 6  # at most in a session
 ATTEMPTS = 4  # at most for one request
 ONE_MORE = 0.5  # chance of a further request in the session
-SIMILAR, ROUTINE = 0.11, 0.05  # next request: same intent with another value; one that tends to follow; else anything
+SIMILAR, ROUTINE = 0.13, 0.06  # next request: same intent with another value; one that tends to follow; else anything
 SAME_WORDING = 0.85  # of similar requests: the wording is kept and only the value changes
 TASTE = 0.5  # share of first wordings that are this user's usual ones
 REPEAT, STRESS = 0.2, 0.3  # of requests asked again: in the very same words; in the same with a word more ("i said ...")
 ASKS_AGAIN = np.array([1.0, 0.9, 0.8])  # times the user's patience, after the first, second and third failure
+ZIPF_FORMS = 1.7  # a wording is misheard as its usual form half of the times, as acoustics have it
 CHANGED_MIND = 0.003  # asks again although served
 LEAVES = 0.3  # of those who give up on a request: the session ends there
 INTERLEAVED = 0.06  # of last attempts: the next request comes first
@@ -197,7 +198,7 @@ def _requests(language: Language, who: Users, owner: np.ndarray, rng: np.random.
         if r:
             before = goal[at, r - 1]
             similar, routine = u[1] < SIMILAR, (u[1] >= SIMILAR) & (u[1] < SIMILAR + ROUTINE)
-            sibling = language.siblings[before, (u[0] * 3).astype(int)]
+            sibling = language.siblings[before, (u[0] > 0.5).astype(int) + (u[0] > 0.8)]
             g = np.where(similar, sibling, np.where(routine, language.routine[before, (u[0] > 0.7).astype(int)], g))
         intent = language.goal_intent[g]
         taste = (who.taste[owner[at]] * 997.0 * (intent + 1)) % 1.0
@@ -217,7 +218,7 @@ def _attempts(
     out = {k: np.zeros(shape, np.int32) for k in ("said", "served", "meaning")}
     out |= {"status": np.zeros(shape, np.int8), "misheard": np.zeros(shape, bool), "success": np.zeros(shape, bool)}
     attempts, left = np.zeros(goal.size, np.int64), np.zeros(goal.size, bool)
-    forms = np.cumsum(1.0 / (1.0 + np.arange(heard.shape[2])))
+    forms = np.cumsum((1.0 + np.arange(heard.shape[2])) ** -ZIPF_FORMS)
     forms /= forms[-1]
     at, w, usual = np.arange(goal.size), wording, language.wording_cdf.shape[1]
     for a in range(ATTEMPTS):

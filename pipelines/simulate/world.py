@@ -175,7 +175,9 @@ def _known(there: np.ndarray, share: np.ndarray, unknown: float, rng: np.random.
     return known
 
 
-def _misheard(assistant: Assistant, said: np.ndarray, of_intent: list, goal_intent: np.ndarray, surface: list[dict], rng: Random) -> np.ndarray:
+def _misheard(
+    assistant: Assistant, said: np.ndarray, of_intent: list, goal_intent: np.ndarray, surface: list[dict], rng: Random
+) -> np.ndarray:
     """Misheard forms of every wording: int (G, W, V)."""
     heard = np.zeros((*said.shape, HEARD_AS), dtype=np.int64)
     ear = Ear(assistant.texts, rng)
