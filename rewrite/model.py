@@ -21,16 +21,18 @@ import numpy as np
 import scipy.sparse as sp
 
 from rewrite import ngrams
+from rewrite.curves import Curve
 
 VERSION = 1
 POOL = "*"
 """In place of a locale or a channel: all of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextStats:
     """What one locale's texts are like. `texts` counts distinct texts; `*_columns` and `*_counts` say in how many of them
-    a hashed n-gram or word is; `known` and `frequency` the share of turns of each text that k users said."""
+    a hashed n-gram or word is; `known` (sorted hashes) and `frequency` the share of turns of each text that k users said,
+    `served` how much its users' turns in the sample speak for it being served (log likelihood ratio)."""
 
     texts: int = 0
     turns: int = 0
@@ -40,6 +42,7 @@ class TextStats:
     word_counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     known: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     frequency: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float64))
+    served: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float64))
     reference: tuple[str, ...] = ()
 
     @cached_property
@@ -65,24 +68,18 @@ class TextStats:
 
     def log_frequency(self, texts: list[str]) -> np.ndarray:
         """Log of the text's share of turns, per ten thousand; texts that fewer than k users said are all one: the rarest."""
-        if not len(self.known):
+        return np.log1p(1e4 * self._of_known(texts, self.frequency))
+
+    def served_llr(self, texts: list[str]) -> np.ndarray:
+        """`served` of each text, 0 where it is not known."""
+        return self._of_known(texts, self.served)
+
+    def _of_known(self, texts: list[str], values: np.ndarray) -> np.ndarray:
+        if not len(values):
             return np.zeros(len(texts))
         hashes = ngrams.hash_texts(texts)
         at = np.minimum(np.searchsorted(self.known, hashes), len(self.known) - 1)
-        share = np.where(self.known[at] == hashes, self.frequency[at], 0.0)
-        return np.log1p(1e4 * share)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A monotone step function learned in bins: value[i] holds below edges[i], the last above all edges. Missing x: 0."""
-
-    edges: tuple[float, ...] = ()
-    values: tuple[float, ...] = (0.0,)
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        at = np.searchsorted(np.asarray(self.edges), x, side="right")
-        return np.where(np.isnan(x), 0.0, np.asarray(self.values)[at])
+        return np.where(self.known[at] == hashes, values[at], 0.0)
 
 
 @dataclass(frozen=True)
@@ -111,6 +108,7 @@ class Outcome:
     mixed: float  # share of turns whose text is served sometimes
     served: tuple[float, ...] = ()
     failed: tuple[float, ...] = ()
+    confidence: Curve = Curve()  # log likelihood ratio for served of an answered turn's intent_confidence
     turns: int = 0
 
 
@@ -163,7 +161,7 @@ class Model:
         index = json.loads(files["model.json"])
         if index.get("version") != VERSION:
             raise ValueError(f"model version {index.get('version')!r} cannot be read, this code reads {VERSION}; run `sayagain fit` again")
-        stats, detectors = {}, {}
+        stats, detectors, outcomes = {}, {}, {}
         for i, s in enumerate(index["stats"]):
             with np.load(io.BytesIO(files[f"texts-{i:03d}.npz"]), allow_pickle=False) as arrays:
                 locale, reference = s.pop("locale"), tuple(s.pop("reference"))
@@ -173,9 +171,10 @@ class Model:
             curves = {n: Curve(tuple(d[n]["edges"]), tuple(d[n]["values"])) for n in ("text", "gap")}
             trees = {f"{n}_trees": files.get(f"detector-{i:03d}-{n}.txt", b"").decode() for n in ("text", "friction")}
             detectors[name] = Detector(**d | curves | trees)
-        outcomes = {
-            o.pop("locale"): Outcome(**o | {"served": tuple(o["served"]), "failed": tuple(o["failed"])}) for o in index["outcomes"]
-        }
+        for o in index["outcomes"]:
+            curve = Curve(tuple(o["confidence"]["edges"]), tuple(o["confidence"]["values"]))
+            locale, cells = o.pop("locale"), {n: tuple(o[n]) for n in ("served", "failed")}
+            outcomes[locale] = Outcome(**o | cells | {"confidence": curve})
         return Model(index["k"], stats, detectors, outcomes, {n: tuple(v) for n, v in index["asr_confidence"].items()})
 
     @property
@@ -187,7 +186,7 @@ class Model:
         return h.hexdigest()
 
 
-_ARRAYS = ("ngram_columns", "ngram_counts", "word_columns", "word_counts", "known", "frequency")
+_ARRAYS = ("ngram_columns", "ngram_counts", "word_columns", "word_counts", "known", "frequency", "served")
 
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:

@@ -13,8 +13,10 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
+from rewrite import ngrams
 from rewrite.contracts import STATUSES
-from rewrite.model import POOL, Model, Outcome
+from rewrite.curves import Curve, fit_curve, logit, sigmoid
+from rewrite.model import POOL, Model, Outcome, TextStats
 
 SESSION_GAP_S = 600.0
 AGAIN_CUTS = (0.05, 0.5, 0.95)
@@ -30,6 +32,7 @@ _REFUSED_IF_SERVED = 0.01
 """A refusal of a request that is served otherwise is an accident: at most this share of served turns."""
 _ODD = 0.02
 """This share of turns goes as it goes for reasons of its own: no single turn says more than about 99 : 1."""
+_TEXT_LIMIT = 4.0  # log odds: what other users' turns say of a text does not overrule what is seen of this turn
 _EDGE = 0.001  # votes stay within [_EDGE, 1 - _EDGE]
 
 
@@ -60,27 +63,37 @@ def cells(turns: pl.DataFrame, scored: pl.DataFrame, gap_s: float = SESSION_GAP_
 
 def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = SESSION_GAP_S) -> Model:
     """`model` with its outcomes learned from the same turns (`pairs.ordered`) and their scored pairs."""
-    seen = pl.concat(
-        [turns.select("locale", "user_key", "key", "turn_id", "timestamp", "treatment", "is_retry"), cells(turns, scored, gap_s)],
-        how="horizontal",
-    )
+    columns = ("locale", "user_key", "key", "turn_id", "timestamp", "treatment", "is_retry", "intent_confidence")
+    seen = pl.concat([turns.select(columns), cells(turns, scored, gap_s)], how="horizontal")
     # What was served instead says nothing about the text that was said.
     ours = (pl.col("treatment") != "rewritten").fill_null(True) & ~pl.col("is_retry") & ~pl.col("censored")
     seen = seen.filter(ours).sort("locale", "turn_id", "timestamp", "key")
     seen = seen.with_columns(weight=1.0 / pl.len().over("locale", "user_key", "key"))
-    outcomes = {POOL: _latent_class(seen)}
-    for locale in seen["locale"].unique().sort():
+    outcomes, stats = {POOL: _latent_class(seen)[0]}, dict(model.stats)
+    for locale, known in model.stats.items():
         part = seen.filter(pl.col("locale") == locale)
         if part["key"].n_unique() >= MIN_TEXTS:
-            outcomes[locale] = _latent_class(part)
-    return replace(model, outcomes=outcomes)
+            outcomes[locale], texts = _latent_class(part)
+            stats[locale] = _with_served(known, texts)
+    return replace(model, outcomes=outcomes, stats=stats)
 
 
-def _latent_class(seen: pl.DataFrame) -> Outcome:
+def _with_served(stats: TextStats, texts: pl.DataFrame) -> TextStats:
+    """What a text's users say of it, but for one of them: the turn that is judged may be in the sample itself."""
+    hashes = ngrams.hash_texts(texts["key"].to_list())
+    order = np.argsort(hashes)
+    at = np.minimum(np.searchsorted(hashes[order], stats.known), len(order) - 1)
+    found = hashes[order][at] == stats.known
+    llr = (texts["llr"] * (1.0 - 1.0 / texts["users"].clip(lower_bound=1.0))).to_numpy()[order][at]
+    return replace(stats, served=np.where(found, np.clip(llr, -_TEXT_LIMIT, _TEXT_LIMIT), 0.0))
+
+
+def _latent_class(seen: pl.DataFrame) -> tuple[Outcome, pl.DataFrame]:
+    """The classes, and per text `key, users, llr` (log likelihood ratio of its turns for served against failed)."""
     text = seen.select(pl.struct("locale", "key").rank("dense")).to_series().fill_null(0).cast(pl.Int64).to_numpy() - 1
     texts = int(text.max()) + 1 if len(text) else 0
     if texts < MIN_TEXTS:
-        return _rule()
+        return _rule(), pl.DataFrame()
     friction, nxt, weight = (seen[c].to_numpy() for c in ("friction", "next", "weight"))
     cell = friction * NEXTS + nxt
     clean = (_is_clean()[friction] & (nxt <= 2)).astype(float)
@@ -100,7 +113,17 @@ def _latent_class(seen: pl.DataFrame) -> Outcome:
         q = np.exp(log_q - log_q.max(axis=1, keepdims=True))
         q /= q.sum(axis=1, keepdims=True)
     prior = float(np.clip(classes[0] + 0.5 * classes[2], 0.02, 0.98))
-    return Outcome(prior, float(classes[2]), tuple(served.tolist()), tuple(failed.tolist()), len(text))
+    # The assistant's confidence is learned last, from texts that two users said: it is the same for all who say a text, so
+    # inside EM it would count as many witnesses.
+    answered = ~_is_refused()[friction] & seen["intent_confidence"].is_not_null().to_numpy() & (mass[text] >= 2)
+    curve = Curve()
+    if answered.sum() >= MIN_TEXTS:
+        share = (q[:, 0] + 0.5 * q[:, 2])[text[answered]]
+        curve = fit_curve(seen["intent_confidence"].to_numpy()[answered], share, rising=True, weight=weight[answered])
+    llr = np.bincount(text, weight * (np.log(like[0]) - np.log(like[1])), texts)
+    first = np.unique(text, return_index=True)[1]
+    per_text = pl.DataFrame({"key": seen["key"].gather(first), "users": mass, "llr": llr})
+    return Outcome(prior, float(classes[2]), tuple(served.tolist()), tuple(failed.tolist()), curve, len(text)), per_text
 
 
 def _cells(cell: np.ndarray, good: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,36 +172,48 @@ def _rule() -> Outcome:
     # log odds for served: completed +.5, refused -3, cancelled -.5; interrupted -1; feedback +-2; next asked again -2 at most
     friction = np.select([status == 0, _is_refused(), status == 3], [0.5, -3.0, -0.5], 0.0) - 1.0 * barge + 2.0 * feedback
     came_next = np.array([0.3, 0.7, 0.2, -1.0, -2.0])
-    odds = _sigmoid(friction[:, None] + came_next).ravel()
+    odds = sigmoid(friction[:, None] + came_next).ravel()
     flat = 1.0 / len(odds)
     return Outcome(0.7, 0.05, tuple((flat * odds).tolist()), tuple((flat * (1 - odds)).tolist()))
 
 
 def judge(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = SESSION_GAP_S) -> pl.DataFrame:
-    """`turn_id, p_failed, p_mixed, cause, cause_probability, censored` of every turn of `pairs.ordered(...)`, in its order."""
+    """`turn_id, p_failed, p_mixed, cause, cause_probability, p_failed_seen, censored` of every turn of `pairs.ordered(...)`, in its order.
+
+    `p_failed_seen` is the judgement from this turn's own cell alone, and what votes say; `p_failed` also knows what the
+    model knows of the text (other users' turns in the sample, when k said it) and the assistant's confidence.
+    """
     seen = cells(turns, scored, gap_s)
     friction, nxt = seen["friction"].to_numpy(), seen["next"].to_numpy()
-    served, mixed = np.zeros(turns.height), np.zeros(turns.height)
-    groups = turns.select("locale").with_row_index("row").group_by("locale").agg("row").sort("locale")
-    for locale, rows in zip(groups["locale"], groups["row"], strict=True):
-        o, at = model.outcome(locale), rows.to_numpy()
-        s, f = (_with_margin(np.asarray(p)) for p in (o.served, o.failed))
-        like = np.stack([s[friction[at], nxt[at]], f[friction[at], nxt[at]]])
-        total = o.prior * like[0] + (1 - o.prior) * like[1]
-        served[at] = o.prior * like[0] / total
-        mixed[at] = np.clip(o.mixed * 0.5 * like.sum(axis=0) / total, 0.0, 1.0)
-    p_failed = np.clip(1.0 - served, _EDGE, 1 - _EDGE)
+    own, more, mixed = np.zeros(turns.height), np.zeros(turns.height), np.zeros(turns.height)
+    confidence = turns["intent_confidence"].fill_null(np.nan).to_numpy()
+    ours = (turns["treatment"] != "rewritten").fill_null(True).to_numpy()
+    for locale, at in _by_locale(turns):
+        o, s = model.outcome(locale), model.stats.get(locale, TextStats())
+        good, bad = (_with_margin(np.asarray(p))[friction[at], nxt[at]] for p in (o.served, o.failed))
+        own[at] = logit(o.prior) + np.log(good) - np.log(bad)
+        mixed[at] = o.mixed * 0.5 * (good + bad) / (o.prior * good + (1 - o.prior) * bad)
+        keys = turns["key"].gather(at)
+        distinct = keys.unique().sort()
+        llr = keys.replace_strict(distinct, pl.Series(s.served_llr(distinct.to_list())), return_dtype=pl.Float64).to_numpy()
+        more[at] = np.where(ours[at], llr, 0.0) + np.where(_is_refused()[friction[at]], 0.0, o.confidence(confidence[at]))
     cause, sure = _causes(turns, scored, seen, model)
     return pl.DataFrame(
         {
             "turn_id": turns["turn_id"],
-            "p_failed": p_failed,
-            "p_mixed": mixed,
+            "p_failed": np.clip(sigmoid(-(own + more)), _EDGE, 1 - _EDGE),
+            "p_mixed": np.clip(mixed, 0.0, 1.0),
             "cause": pl.Series(cause, dtype=pl.String),
             "cause_probability": sure,
+            "p_failed_seen": np.clip(sigmoid(-own), _EDGE, 1 - _EDGE),
             "censored": seen["censored"],
         }
     )
+
+
+def _by_locale(turns: pl.DataFrame) -> list[tuple[str, np.ndarray]]:
+    groups = turns.select("locale").with_row_index("row").group_by("locale").agg("row").sort("locale")
+    return [(locale, rows.to_numpy().astype(np.int64)) for locale, rows in zip(groups["locale"], groups["row"], strict=True)]
 
 
 def _with_margin(p: np.ndarray) -> np.ndarray:
@@ -204,15 +239,15 @@ def _causes(turns: pl.DataFrame, scored: pl.DataFrame, seen: pl.DataFrame, model
     edit[at], jaccard[at], again[at] = (first[c].to_numpy() for c in ("edit", "jaccard", "probability"))
     rare = np.ones(n)
     low = np.zeros(n)
-    groups = turns.select("locale", "key", "asr_confidence").with_row_index("row").group_by("locale").agg(pl.all()).sort("locale")
-    for locale, rows, keys, confidence in zip(*(groups[c] for c in ("locale", "row", "key", "asr_confidence")), strict=True):
+    for locale, rows in _by_locale(turns):
         if locale in model.stats:
+            keys = turns["key"].gather(rows)
             distinct = keys.unique().sort()
-            known = pl.Series(model.stats[locale].log_frequency(distinct.to_list()) > 0)
-            rare[rows.to_numpy()] = 1.0 - keys.replace_strict(distinct, known.cast(pl.Float64), return_dtype=pl.Float64).to_numpy()
+            known = pl.Series(model.stats[locale].log_frequency(distinct.to_list()) > 0).cast(pl.Float64)
+            rare[rows] = 1.0 - keys.replace_strict(distinct, known, return_dtype=pl.Float64).to_numpy()
         if deciles := model.asr_confidence.get(locale):
-            c = confidence.fill_null(np.nan).to_numpy()
-            low[rows.to_numpy()] = np.where(np.isnan(c), 0.0, 0.5 - np.searchsorted(deciles, c) / (len(deciles) + 1))
+            c = turns["asr_confidence"].gather(rows).fill_null(np.nan).to_numpy()
+            low[rows] = np.where(np.isnan(c), 0.0, 0.5 - np.searchsorted(deciles, c) / (len(deciles) + 1))
     status = seen["friction"].to_numpy() // 6
     refused, cancelled = np.isin(status, [1, 2]), status == 3
     score = np.zeros((n, len(CAUSE_NAMES)))
@@ -225,7 +260,3 @@ def _causes(turns: pl.DataFrame, scored: pl.DataFrame, seen: pl.DataFrame, model
     p /= p.sum(axis=1, keepdims=True) if n else 1.0
     best = p.argmax(axis=1)
     return [CAUSE_NAMES[b] for b in best], p[np.arange(n), best]
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-z))

@@ -17,12 +17,10 @@ RETRY_S = 2.0
 TEXT_FEATURES = {
     # name: sign of the monotone constraint on P(asked again)
     "edit": 1,  # Levenshtein similarity
-    "partial": 1,  # best alignment of the shorter text in the longer
     "cosine": 1,  # tf-idf of character n-grams
     "rarest": 1,  # inverse document frequency of the rarest word shared
     "shared": 1,  # of all words shared, summed
     "jaccard": 1,  # of words shared, over that of all words
-    "contained": 1,  # of words shared, over that of the lighter text
     "chance": 1,  # -log of the share of random turns at least as close to one side as the other side is
     "frequency_1": -1,  # log share of turns of the first text
     "frequency_2": -1,
@@ -138,23 +136,20 @@ class Texts:
     def _features(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         left, right = [self.keys[i] for i in a], [self.keys[i] for i in b]
         x = np.empty((len(a), len(TEXT_FEATURES)))
-        x[:, 0], x[:, 1] = similarity(left, right)
+        x[:, 0] = edit_similarity(left, right)
         cosine = np.asarray(self.vectors[a].multiply(self.vectors[b]).sum(axis=1)).ravel().astype(np.float32)
-        x[:, 2] = cosine
-        wa = self.words[a]
-        both = wa.multiply(self.words[b].astype(bool)).tocsr()
-        x[:, 3] = both.max(axis=1).toarray().ravel()
+        both = self.words[a].multiply(self.words[b].astype(bool)).tocsr()
         shared = np.asarray(both.sum(axis=1)).ravel()
-        ma, mb = self.mass[a], self.mass[b]
-        x[:, 4] = shared
-        x[:, 5] = shared / np.maximum(ma + mb - shared, 1e-9)
-        x[:, 6] = shared / np.maximum(np.minimum(ma, mb), 1e-9)
+        x[:, 1] = cosine
+        x[:, 2] = both.max(axis=1).toarray().ravel()
+        x[:, 3] = shared
+        x[:, 4] = shared / np.maximum(self.mass[a] + self.mass[b] - shared, 1e-9)
         if self.near is None:
-            x[:, 7] = np.nan
+            x[:, 5] = np.nan
         else:
             closer = np.maximum(*((self.near[s] >= cosine[:, None] - 1e-6).sum(axis=1) for s in (a, b)))
-            x[:, 7] = -np.log((closer + 0.5) / (self.near.shape[1] + 1))
-        x[:, 8], x[:, 9] = self.frequency[a], self.frequency[b]
+            x[:, 5] = -np.log((closer + 0.5) / (self.near.shape[1] + 1))
+        x[:, 6], x[:, 7] = self.frequency[a], self.frequency[b]
         return x
 
 
@@ -167,14 +162,19 @@ def _nearness(vectors, reference) -> np.ndarray:
     )
 
 
-def similarity(left: list[str], right: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Levenshtein similarity and best partial alignment, both 0..1, pair by pair."""
-    from rapidfuzz import fuzz, process
+def edit_similarity(left: list[str], right: list[str]) -> np.ndarray:
+    """1 - Levenshtein distance / length of the longer text, pair by pair: shape (n,), 0..1."""
+    from rapidfuzz import process
     from rapidfuzz.distance import Levenshtein
 
-    edit = process.cpdist(left, right, scorer=Levenshtein.normalized_similarity, dtype=np.float32)
-    partial = process.cpdist(left, right, scorer=fuzz.partial_ratio, dtype=np.float32)
-    return edit, partial / 100.0
+    return process.cpdist(left, right, scorer=Levenshtein.normalized_similarity, dtype=np.float32)
+
+
+def _best_alignment(short: list[str], long: list[str]) -> np.ndarray:
+    """Edit similarity of the shorter text and the stretch of the longer that is most like it: shape (n,), 0..1."""
+    from rapidfuzz import fuzz, process
+
+    return process.cpdist(short, long, scorer=fuzz.partial_ratio, dtype=np.float32) / 100.0
 
 
 def friction_features(turns: pl.DataFrame) -> np.ndarray:
@@ -191,8 +191,8 @@ def friction_features(turns: pl.DataFrame) -> np.ndarray:
     said = reply.is_not_null().to_numpy()
     at = np.flatnonzero(said[1:] & said[:-1] & (run[1:] == run[:-1])) + 1
     if len(at):
-        x[at, 6] = similarity(reply.gather(at - 1).to_list(), reply.gather(at).to_list())[0]
+        x[at, 6] = edit_similarity(reply.gather(at - 1).to_list(), reply.gather(at).to_list())
     at = np.flatnonzero(said)
     if len(at):
-        x[at, 7] = similarity(turns["key"].gather(at).to_list(), reply.str.to_lowercase().gather(at).to_list())[1]
+        x[at, 7] = _best_alignment(turns["key"].gather(at).to_list(), reply.str.to_lowercase().gather(at).to_list())
     return x

@@ -24,7 +24,7 @@ class Detected(NamedTuple):
     rephrases: pl.DataFrame
     """REPHRASES and `gap_s, same_text, p_text, p_gap, p_friction, date, user_key`, sorted by (locale, turn_id, next_turn_id)"""
     outcomes: pl.DataFrame
-    """OUTCOMES and `date, user_key`, sorted by (turn_id, user_key)"""
+    """OUTCOMES and `p_failed_seen, date, user_key`, sorted by (turn_id, user_key)"""
     votes: pl.DataFrame
     """VOTES and `date`, sorted; one row per date and VOTE_KEY"""
 
@@ -41,9 +41,10 @@ def detect(turns: pl.DataFrame, model: Model, gap_s: float = outcomes.SESSION_GA
     scored = asked_again.score(t, pairs.candidate_pairs(t), model)
     judged = outcomes.judge(t, scored, model, gap_s)
     whose = t.select("date", "user_key")[scored["i"].cast(pl.Int64)]
-    rephrases = _as(pl.concat([scored, whose], how="horizontal"), contracts.REPHRASES, (*_EXTRA, "date", "user_key")).sort("locale", "turn_id", "next_turn_id", "lag", "gap_s", "probability")
+    rephrases = _as(pl.concat([scored, whose], how="horizontal"), contracts.REPHRASES, (*_EXTRA, "date", "user_key"))
+    rephrases = rephrases.sort("locale", "turn_id", "next_turn_id", "lag", "gap_s", "probability")
     owner = pl.concat([judged, t.select("date", "user_key")], how="horizontal")
-    kept = _as(owner, contracts.OUTCOMES, ("date", "user_key")).sort("turn_id", "user_key", "date")
+    kept = _as(owner, contracts.OUTCOMES, ("p_failed_seen", "date", "user_key")).sort("turn_id", "user_key", "date")
     return Detected(rephrases, kept, votes(t, scored, judged))
 
 
@@ -61,7 +62,7 @@ def votes(turns: pl.DataFrame, scored: pl.DataFrame, judged: pl.DataFrame) -> pl
 
 
 def _outcome_votes(turns: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
-    t = turns.with_columns(judged["p_failed"], judged["cause"], judged["censored"]).filter(~pl.col("is_retry") & ~pl.col("censored"))
+    t = turns.with_columns(judged["p_failed_seen"], judged["cause"], judged["censored"]).filter(~pl.col("is_retry") & ~pl.col("censored"))
     rewritten = pl.col("treatment") == "rewritten"
     return t.select(
         "date",
@@ -70,7 +71,7 @@ def _outcome_votes(turns: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
         kind=pl.lit("outcome"),
         source="key",
         target=pl.when(rewritten).then(key_expr("served_utterance")),
-        value=1.0 - pl.col("p_failed"),
+        value=1.0 - pl.col("p_failed_seen"),
         treatment=pl.col("treatment").fill_null("unknown"),
         rewrite_id=pl.when(rewritten).then("rewrite_id"),
         assistant_version="assistant_version",
