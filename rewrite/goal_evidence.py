@@ -23,6 +23,9 @@ NEIGHBOURS = 10
 FEWEST_PAIRS, FEWEST_POSITIVES = 200, 30
 """Below these a curve of probability over cosine is noise, and the next source of reference is used."""
 
+FEWEST_TEXTS = 50
+"""Below this random pairs say nothing: too many of them are of one goal."""
+
 RANDOM_PAIRS = 20_000
 
 _DIGITS = re.compile(r"\d+")
@@ -122,13 +125,15 @@ def similar_pairs(
     parts, curves = [], []
     if vectors is not None and len(vectors):
         there = np.isfinite(vectors[:, 0]) & (np.abs(vectors).max(axis=1) > 0)
-        locale = texts["locale"].to_numpy()
+        locale, utterances = texts["locale"].to_numpy(), texts["utterance"].to_list()
         edges = np.flatnonzero(np.append(True, locale[1:] != locale[:-1])) if len(locale) else empty
         for start, stop in zip(edges, np.append(edges[1:], len(locale)), strict=True):
             rows = np.arange(start, stop)[there[start:stop]]
             if len(rows) < 2:
                 continue
             left, right, cosine = mutual_neighbours(vectors, rows, k)
+            alike = same_numbers(utterances, left, right)
+            left, right, cosine = left[alike], right[alike], cosine[alike]
             source, curve = _curve(left, right, cosine, vectors[rows], meaning, links, seed)
             probability = np.interp(cosine, curve["cosine"], curve["probability"])
             curves.append(curve.select(pl.lit(locale[start]).alias("locale"), pl.lit(source).alias("source"), pl.all()))
@@ -136,8 +141,7 @@ def similar_pairs(
     if not parts:
         return Similar(empty, empty, np.zeros(0), np.zeros(0), pl.DataFrame(schema=_CURVES))
     left, right, cosine, probability = (np.concatenate(column) for column in zip(*parts, strict=True))
-    against = (meaning.key[left] >= 0) & (meaning.key[right] >= 0) & (meaning.key[left] != meaning.key[right])
-    keep = ~against & same_numbers(texts["utterance"].to_list(), left, right)
+    keep = ~_against(meaning, left, right)
     return Similar(left[keep], right[keep], cosine[keep], probability[keep], pl.concat(curves))
 
 
@@ -151,7 +155,19 @@ _CURVES = {
 }
 
 
-def _curve(left, right, cosine, vectors, meaning, links, seed) -> tuple[str, pl.DataFrame]:
+def _against(meaning: Interpretations, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return (meaning.key[left] >= 0) & (meaning.key[right] >= 0) & (meaning.key[left] != meaning.key[right])
+
+
+def _curve(
+    left: np.ndarray,
+    right: np.ndarray,
+    cosine: np.ndarray,
+    vectors: np.ndarray,
+    meaning: Interpretations,
+    links: pl.DataFrame,
+    seed: int,
+) -> tuple[str, pl.DataFrame]:
     """P(same goal | cosine) of mutual neighbours, from the best reference this locale has.
 
     1. Neighbours that were both served: the same interpretation or another one.
@@ -163,6 +179,12 @@ def _curve(left, right, cosine, vectors, meaning, links, seed) -> tuple[str, pl.
     curve = _isotonic(cosine[judged], (meaning.key[left] == meaning.key[right])[judged])
     if curve is not None:
         return "interpretations", curve
+    if len(vectors) < FEWEST_TEXTS:
+        return "none", pl.DataFrame({"cosine": [0.0], "probability": [0.0], "pairs": [0], "positives": [0]})
+    possible = ~_against(meaning, left, right)
+    left, right, cosine = left[possible], right[possible], cosine[possible]
+    background = _background(cosine, random_cosines(vectors, RANDOM_PAIRS, seed), len(vectors))
+    top = float(np.interp(np.quantile(cosine, 0.975), background["cosine"], background["probability"])) if len(cosine) else 0.0
     n = len(meaning.key)
     sure = links.filter(pl.col("mean") >= 0.5)
     if sure.height:
@@ -178,15 +200,18 @@ def _curve(left, right, cosine, vectors, meaning, links, seed) -> tuple[str, pl.
             shared = np.asarray(graph[i].multiply(graph[j]).sum(axis=1)).ravel() > 0
             curve = _isotonic(cosine[judged], direct | shared)
             if curve is not None:
-                return "asked_again", curve
-    return "background", _background(cosine, random_cosines(vectors, RANDOM_PAIRS, seed), len(vectors))
+                # Only a part of what is one goal was ever linked: the part seen where nothing but one goal is left, at the
+                # nearest neighbours (Elkan & Noto 2008, learning from positive and unlabelled examples).
+                seen = float(curve["probability"][-1])
+                return "asked_again", curve.with_columns(probability=(pl.col("probability") / seen * top).clip(0, 1))
+    return "background", background
 
 
 def _isotonic(cosine: np.ndarray, same: np.ndarray) -> pl.DataFrame | None:
     """Monotone regression, read at the middles of 20 equally filled bins; None with too few pairs to say."""
     if len(same) < FEWEST_PAIRS or same.sum() < FEWEST_POSITIVES:
         return None
-    from sklearn.isotonic import isotonic_regression
+    from scipy.optimize import isotonic_regression
 
     order = np.lexsort((same, cosine))
     bins = [b for b in np.array_split(order, min(20, len(order) // 25)) if len(b)]
@@ -194,7 +219,7 @@ def _isotonic(cosine: np.ndarray, same: np.ndarray) -> pl.DataFrame | None:
     positives = np.array([int(same[b].sum()) for b in bins])
     middle = np.array([float(np.median(cosine[b])) for b in bins])
     # One half of a pair of each kind: a bin of 25 with no failure is not a certainty.
-    probability = isotonic_regression((positives + 0.5) / (pairs + 1), sample_weight=pairs, y_min=0.0, y_max=1.0)
+    probability = isotonic_regression((positives + 0.5) / (pairs + 1), weights=pairs).x
     return pl.DataFrame({"cosine": middle, "probability": probability, "pairs": pairs, "positives": positives})
 
 
@@ -203,10 +228,8 @@ def _background(cosine: np.ndarray, random: np.ndarray, texts: int) -> pl.DataFr
     from scipy.stats import norm
 
     grid = np.linspace(-1, 1, 81)
-    centre, spread = (
-        float(np.median(random)) if len(random) else 0.0,
-        1.4826 * float(np.median(np.abs(random - np.median(random)))) if len(random) else 1.0,
-    )
+    centre = float(np.median(random))
+    spread = 1.4826 * float(np.median(np.abs(random - centre)))  # robust: some random pairs are of one goal
     seen = (cosine[None, :] >= grid[:, None]).sum(axis=1)
     chance = texts * (texts - 1) / 2 * norm.sf(grid, centre, max(spread, 1e-3))
     probability = np.maximum.accumulate(np.clip(1 - (chance + 0.5) / (seen + 1), 0, 1))

@@ -22,8 +22,11 @@ import polars as pl
 from rewrite.contracts import GOAL_CHANGES, GOAL_EDGES, GOALS
 from rewrite.goal_evidence import NEIGHBOURS, SERVED, Interpretations, Similar, interpretations, similar_pairs
 
-LEAST = 0.7
-"""Probability from which a cluster joins another: a wrong member harms rewrites and training pairs more than a missing one."""
+LEAST = 0.5
+"""Probability from which a text joins a goal that is known by what was served."""
+
+LEAST_UNKNOWN = 0.65
+"""The same for two clusters of which neither is known: a wrong join there draws in more wrong ones."""
 
 ROUNDS = 100
 """Far above what real graphs need (10 to 30); the loop ends when nothing joins."""
@@ -48,6 +51,7 @@ def build_goals(
     last: pl.DataFrame | None = None,
     *,
     least: float = LEAST,
+    least_unknown: float = LEAST_UNKNOWN,
     neighbours: int = NEIGHBOURS,
     seed: int = 0,
 ) -> GoalGraph:
@@ -59,12 +63,14 @@ def build_goals(
     - `links`: locale, source, target, users, weight (sum over users of P(asked again)).
     - `served`: locale, utterance, intent, slots (canonical JSON), users, weight (sum over users of P(served)).
     - `last`: the previous `goals`; a goal keeps the id of the one it shares most users with, one to one.
-    - `least`: probability in (0.5, 1) from which texts are joined; `neighbours`: per text, from the embedding.
+    - `least`, `least_unknown`: probability in [0.5, 1) from which a text joins a goal that is known by what was served, and
+      two clusters of which neither is known join each other; `neighbours`: per text, from the embedding.
 
-    Raises ValueError for misaligned vectors, repeated texts, or `least` out of range.
+    Raises ValueError for misaligned vectors, repeated texts, or a probability out of range.
     """
-    if not 0.5 <= least < 1:
-        raise ValueError(f"least must be in [0.5, 1), got {least}")
+    for name, value in (("least", least), ("least_unknown", least_unknown)):
+        if not 0.5 <= value < 1:
+            raise ValueError(f"{name} must be in [0.5, 1), got {value}")
     if vectors is not None and len(vectors) != texts.height:
         raise ValueError(f"vectors: {len(vectors)} rows for {texts.height} texts; give one row per text, zeros where there is none")
     texts = texts.select("locale", "utterance", "users", "served").with_row_index("row").sort("locale", "utterance")
@@ -77,7 +83,7 @@ def build_goals(
     meaning = interpretations(texts, served)
     pairs = _indexed_links(texts, links)
     similar = similar_pairs(texts, vectors, meaning, pairs, neighbours, seed)
-    cluster = _agglomerate(meaning, pairs, similar, least)
+    cluster = _agglomerate(meaning, pairs, similar, least, least_unknown, neighbours)
 
     edges = _edges(texts, meaning, pairs, similar)
     goals = _describe(texts, cluster, edges)
@@ -105,7 +111,9 @@ def _indexed_links(texts: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _agglomerate(meaning: Interpretations, links: pl.DataFrame, similar: Similar, least: float) -> np.ndarray:
+def _agglomerate(
+    meaning: Interpretations, links: pl.DataFrame, similar: Similar, least: float, least_unknown: float, neighbours: int
+) -> np.ndarray:
     """int64 (n,): cluster of each text, numbered by its smallest member. See the head of this file."""
     n = len(meaning.key)
     cluster = np.arange(n)
@@ -137,10 +145,11 @@ def _agglomerate(meaning: Interpretations, links: pl.DataFrame, similar: Similar
         asked, doubt, total = (np.add.reduceat(v[order], starts) for v in (asked, doubt, total))
         near = np.maximum.reduceat(near[order], starts)
 
-        probability = _join_probability(left, right, asked, doubt, near, total, size, anchored, n)
+        probability = _join_probability(left, right, asked, doubt, near, total, size, anchored, neighbours)
         clash = (key[left] >= 0) & (key[right] >= 0) & (key[left] != key[right])
         probability[clash | (anchored[left] & anchored[right])] = 0.0
-        joined = _joins(left, right, probability, anchored, least, n)
+        wanted = np.where(anchored[left] | anchored[right], least, least_unknown)
+        joined = _joins(left, right, probability, probability >= wanted, anchored)
         if not len(joined):
             break
         into, gone = joined[:, 0], joined[:, 1]
@@ -153,8 +162,19 @@ def _agglomerate(meaning: Interpretations, links: pl.DataFrame, similar: Similar
     return first[inverse]
 
 
-def _join_probability(left, right, asked, doubt, near, total, size, anchored, n) -> np.ndarray:
+def _join_probability(
+    left: np.ndarray,
+    right: np.ndarray,
+    asked: np.ndarray,
+    doubt: np.ndarray,
+    near: np.ndarray,
+    total: np.ndarray,
+    size: np.ndarray,
+    anchored: np.ndarray,
+    neighbours: int,
+) -> np.ndarray:
     """P(two clusters are one goal) per pair of clusters with any evidence."""
+    n = len(size)
 
     def share(weight: np.ndarray) -> np.ndarray:
         """Of the joining side's evidence, how much points to the other: the side without an anchor, else the one with less."""
@@ -165,13 +185,15 @@ def _join_probability(left, right, asked, doubt, near, total, size, anchored, n)
 
     meant = share(asked) * -np.expm1(doubt)
     known = anchored[left] | anchored[right]
-    alike = np.where(known, near * share(total), total / (size[left] * size[right]))
+    # Two clusters cannot show more pairs than the smaller one has neighbours.
+    seen = np.minimum(size[left] * size[right], neighbours * np.minimum(size[left], size[right]))
+    alike = np.where(known, near * share(total), total / seen)
     return 1 - (1 - meant) * (1 - alike)
 
 
-def _joins(left, right, probability, anchored, least, n) -> np.ndarray:
-    """(m, 2) of (into, gone): each cluster's best partner, if likely enough and mutual, or around an anchor."""
-    likely = probability >= least
+def _joins(left: np.ndarray, right: np.ndarray, probability: np.ndarray, likely: np.ndarray, anchored: np.ndarray) -> np.ndarray:
+    """(m, 2) of (into, gone): each cluster's best partner among the likely ones, if mutual, or around an anchor."""
+    n = len(anchored)
     a = np.concatenate([left[likely], right[likely]])
     b = np.concatenate([right[likely], left[likely]])
     p = np.round(np.concatenate([probability[likely]] * 2), 9)
@@ -283,13 +305,14 @@ def _stable_ids(goals: pl.DataFrame, last: pl.DataFrame | None) -> tuple[list[st
             name[number] = new
             taken.add(new)
     sizes = dict(goals.group_by("goal").len().iter_rows())
-    rows = [(before, name[number], "kept" if name[number] == before else None, texts) for number, before, _, texts in shared.iter_rows()]
+    rows = [(before, name[number], "kept" if name[number] == before else "", texts) for number, before, _, texts in shared.iter_rows()]
     mainly: dict[str, str] = {}
     for before, new, _, _ in rows:  # the largest share comes first
         mainly.setdefault(before, new)
-    changes, seen = [], set()
+    changes: list[tuple[str | None, str | None, str, int]] = []
+    seen = set()
     for before, new, change, texts in rows:
-        if change is None:
+        if not change:
             # The id went on in a goal of its own: this part was split off. Else the goal went into another one.
             change = "split" if before in kept else "merged"  # noqa: PLW2901
             if change == "merged" and mainly[before] != new:
