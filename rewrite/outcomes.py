@@ -56,8 +56,10 @@ def cells(turns: pl.DataFrame, scored: pl.DataFrame, gap_s: float = SESSION_GAP_
     censored = alone & (left < gap_s)
     nxt = np.where(alone, ENDED, 1 + np.searchsorted(AGAIN_CUTS, again, side="right"))
     nxt = np.where(censored, UNKNOWN, nxt)
-    for at in np.flatnonzero(turns["is_retry"].to_numpy())[::-1] if n else ():  # few; the last of a row of retries stands for all
-        friction[at], nxt[at], censored[at], again[at] = friction[at + 1], nxt[at + 1], censored[at + 1], again[at + 1]
+    # A retry takes what is known of the turn that stands for it: the next one that is none.
+    stands = np.where(turns["is_retry"].to_numpy(), n, np.arange(n))
+    stands = np.minimum.accumulate(stands[::-1])[::-1]
+    friction, nxt, censored, again = (x[stands] for x in (friction, nxt, censored, again))
     return pl.DataFrame({"friction": friction, "next": nxt, "censored": censored, "p_again": again})
 
 
@@ -75,7 +77,11 @@ def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = 
         if part["key"].n_unique() >= MIN_TEXTS:
             outcomes[locale], texts = _latent_class(part)
             stats[locale] = _with_served(known, texts)
-    return replace(model, outcomes=outcomes, stats=stats)
+    confidence = turns.drop_nulls("asr_confidence").sort("locale").group_by("locale", maintain_order=True).agg("asr_confidence")
+    logged = zip(confidence["locale"], confidence["asr_confidence"], strict=True)
+    deciles = {n: np.quantile(c.to_numpy(), np.arange(1, 10) / 10).tolist() for n, c in logged if len(c) >= MIN_TEXTS}
+    deciles = {n: tuple(d) for n, d in deciles.items() if d[0] < d[-1]}
+    return replace(model, outcomes=outcomes, stats=stats, asr_confidence=deciles)
 
 
 def _with_served(stats: TextStats, texts: pl.DataFrame) -> TextStats:
