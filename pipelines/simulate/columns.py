@@ -12,19 +12,18 @@ from pipelines.simulate.play import ERROR, NO_MATCH_STATUS, STATUS, Serving, Tur
 from pipelines.simulate.world import Language
 from rewrite.contracts import LOG
 
-TRUTH = pa.schema(
-    [
-        ("turn_id", pa.string()),
-        ("goal", pa.string()),
-        ("true_intent", pa.string()),
-        ("true_slots", pa.string()),
-        ("success", pa.bool_()),
-        ("misheard", pa.bool_()),
-        ("attempt", pa.int64()),
-        ("again_of", pa.string()),
-        ("rephrase", pa.bool_()),
-    ]
-)
+_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("turn_id", pa.string()),
+    ("goal", pa.string()),
+    ("true_intent", pa.string()),
+    ("true_slots", pa.string()),
+    ("success", pa.bool_()),
+    ("misheard", pa.bool_()),
+    ("attempt", pa.int64()),
+    ("again_of", pa.string()),
+    ("rephrase", pa.bool_()),
+]
+TRUTH = pa.schema(_FIELDS)
 """The truth beside a log: one row per turn that an honest user said."""
 
 
@@ -103,7 +102,7 @@ def _strings(values: list[str | None] | list[str]) -> pa.Array:
 
 
 def _take(values: pa.Array, index: np.ndarray, valid: np.ndarray | None = None) -> pa.DictionaryArray:
-    codes = pa.array(index.astype(np.int32), mask=None if valid is None else ~valid)
+    codes: pa.Int32Array = pa.array(index.astype(np.int32), pa.int32(), mask=None if valid is None else ~valid)
     return pa.DictionaryArray.from_arrays(codes, values, safe=False)
 
 

@@ -23,7 +23,7 @@ class Ear:
         self.signs = sorted({c for t in texts for c in t if c != " "})
         self.confused: dict[str, str] = {}
         for pair in CONFUSED:
-            for a, b in (pair, pair[::-1]):
+            for a, b in ((pair[0], pair[1]), (pair[1], pair[0])):
                 self.confused[a] = self.confused.get(a, "") + b
 
     def mishear(self, text: str) -> str:
@@ -44,12 +44,12 @@ class Ear:
             return words[:i] + words[i + 1 :]
         if len(words) > 1 and u < 0.28:
             i = min(i, len(words) - 2)
-            return words[:i] + [words[i] + words[i + 1]] + words[i + 2 :]
+            return [*words[:i], words[i] + words[i + 1], *words[i + 2 :]]
         if self.spaced and u < 0.5:
             near = [w for d in (0, 1, -1) for w in self.alike.get((word[0], len(word) + d), ()) if w != word]
             if near:
-                return words[:i] + [pick(near, self.rng)] + words[i + 1 :]
-        return words[:i] + [self._letters(word, self.rng.random())] + words[i + 1 :]
+                return [*words[:i], pick(near, self.rng), *words[i + 1 :]]
+        return [*words[:i], self._letters(word, self.rng.random()), *words[i + 1 :]]
 
     def _letters(self, word: str, u: float) -> str:
         i = int(self.rng.random() * len(word))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections import deque
@@ -31,6 +32,7 @@ BLOCK_USERS = 65_536
 DUPLICATES = 0.01  # events that the log holds twice
 FUTURE_SHARE, FUTURE_MOST = 0.33, 60_000  # turns of users whom the log never saw
 THREADS = 2
+UNFINISHED = "UNFINISHED"  # a file that is there while the folder is being written
 FUTURE_DAY = 1 << 20  # stands for the day of `future` where generators are seeded
 
 
@@ -41,10 +43,7 @@ def run(options: SimulateOptions, progress: Callable[[str], None] | None = None)
     Raises: UsageError for options, InputError for a rewrites table that is not one.
     """
     options.validate()
-    began, out = time.perf_counter(), Path(options.out)
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"--out {out}: is not empty; name a new folder")
-    out.mkdir(parents=True, exist_ok=True)
+    began, out = time.perf_counter(), _folder(options.out)
     game = Game(options)
     counts: dict[str, dict[str, int]] = {
         name: dict.fromkeys(("turns", "failed", "rephrases", "rewritten"), 0) for name in options.locale_list
@@ -66,7 +65,22 @@ def run(options: SimulateOptions, progress: Callable[[str], None] | None = None)
         _write(table, out / f"{name}.parquet")
     summary = _summary(options, game, counts, rows)
     (out / "world.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / UNFINISHED).unlink()
     return summary | {"out": str(out), "seconds": round(time.perf_counter() - began, 2)}
+
+
+def _folder(name: str) -> Path:
+    """The folder, empty: a new one, or one that a run of this job did not finish."""
+    out = Path(name)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file; name a new folder")
+    if (out / UNFINISHED).exists():
+        shutil.rmtree(out)
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"--out {out}: is not empty; name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / UNFINISHED).touch()
+    return out
 
 
 def main(options: SimulateOptions) -> int:
@@ -106,7 +120,7 @@ class Game:
         self.per_user_day = o.turns / o.user_count / o.days
         self.block = int(max(1, min(BLOCK_USERS, BLOCK_TURNS / self.per_user_day)))
         self.start = int(datetime(o.start.year, o.start.month, o.start.day, tzinfo=UTC).timestamp()) * 1_000_000
-        self.sessions_a_day = {name: self.per_user_day / self._turns_a_session(name) for name in o.locale_list}
+        self.sessions_a_day = {name: self._sessions_a_day(name) for name in o.locale_list}
 
     def heard(self, locale: str, day: int) -> np.ndarray:
         """What wordings are misheard as on a day of the world: int (G, W, V)."""
@@ -123,14 +137,14 @@ class Game:
                 if (p := next(plan, None)) is not None:
                     todo.append((p, pool.submit(self._block, *p)))
             while todo:
-                (locale, epoch, day, first), job = todo.popleft()
+                (locale, _, day, first), job = todo.popleft()
                 log, truth, counts = job.result()
                 if (p := next(plan, None)) is not None:
                     todo.append((p, pool.submit(self._block, *p)))
                 date = (o.start + timedelta(days=day)).isoformat()
                 if first == 0 and locale == o.locale_list[0]:
-                    for name, *tables in late:
-                        yield date, name, *tables, {}
+                    for name, late_log, late_truth in late:
+                        yield date, name, late_log, late_truth, {}
                     late = []
                 midnight = pa.scalar(self.start + (day + 1) * DAY, pa.int64()).cast(LOG.field("timestamp").type)
                 before = pc.less(log["timestamp"], midnight)
@@ -175,12 +189,14 @@ class Game:
             log = pa.concat_tables(parts)
         return log, truth, counts
 
-    def _turns_a_session(self, locale: str) -> float:
-        """Measured on a day that is not kept: how many turns a session has."""
-        o, language = self.options, self.languages[locale]
+    def _sessions_a_day(self, locale: str) -> float:
+        """Of a user of mean activity, so that the turns are about as many as was asked for. Turns per session are measured on a day that is not kept."""
+        o, language, count = self.options, self.languages[locale], self.users[locale]
         who = users(locale, o.seed, 0, 8_192, o.holdout, "pilot")
         turns = play(language, self.plain[locale].serving, language.heard, who, 1.0, 0, o.mishear, world.generator(o.seed, locale, "pilot"))
-        return len(turns) / who.activity.sum()
+        blocks = range(0, count, self.block)
+        activity = sum(float(users(locale, o.seed, b, min(self.block, count - b), o.holdout).activity.sum()) for b in blocks)
+        return o.turns * count / o.user_count / o.days / activity / (len(turns) / float(who.activity.sum()))
 
     def future(self) -> pa.Table:
         """Turns of users whom the log never saw, without rewrites, on the day after the last: log and truth columns."""
@@ -242,7 +258,7 @@ def read_rewrites(path: str) -> dict[str, dict[str, tuple[str, str]]]:
     for locale, source, target, i in zip(
         table["locale"].to_pylist(), table["source"].to_pylist(), table["target"].to_pylist(), ids, strict=True
     ):
-        if source is None or target is None or key(source) == key(target):
+        if locale is None or source is None or target is None or key(source) == key(target):
             continue
         out.setdefault(locale, {})[key(source)] = (target, i or rewrite_id(locale, key(source), key(target)))
     return out
@@ -269,6 +285,7 @@ class _Out:
         if self.by_day and path != self.path:
             path.parent.mkdir(exist_ok=True)
             self._open(path)
+        assert self.writer
         self.writer.write_table(table)
 
     def _open(self, path: Path) -> None:
@@ -316,10 +333,3 @@ def _summary(options: SimulateOptions, game: Game, counts: dict[str, dict[str, i
             k: v.isoformat() if hasattr(v, "isoformat") else v for k, v in vars(options).items() if k not in ("out", "quiet", "rewrites")
         },
     }
-
-
-def main(options: SimulateOptions) -> int:
-    """`sayagain simulate`: play, and print what was made as one JSON object."""
-    made = run(options, None if options.quiet else lambda line: print(line, file=sys.stderr))
-    print(json.dumps(made, indent=1, ensure_ascii=False, default=str))
-    return 0

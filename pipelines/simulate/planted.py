@@ -27,7 +27,8 @@ def attacks(language: Language) -> list[tuple[str, str]]:
 
 def planted(language: Language, seed: int, day: int, midnight: int, turns: float, assistant: str) -> pa.Table:
     """The planted rows of one language and day, in the log contract. `turns`: how many honest ones there are, about."""
-    rng, rows = generator(seed, language.locale, "planted", day), []
+    rng = generator(seed, language.locale, "planted", day)
+    rows: list[dict[str, Any]] = []
     name = language.locale
 
     def row(user: str, at: int, text: str, **more: Any) -> None:

@@ -69,16 +69,16 @@ class Serving:
     def of(cls, language: Language, rewrites: dict[str, tuple[str, str]] | None = None) -> Serving:
         """With live rewrites: source key -> (target, rewrite id). Sources that nobody says are passed over."""
         texts, n = list(language.texts), len(language.texts)
-        served, ids = np.arange(n), [None] * n
-        sources = sorted(rewrites or {})
-        targets = [(rewrites or {})[s][0] for s in sources]
-        for s, t, target, source in zip(language.number(sources), language.number(targets), targets, sources, strict=True):
+        served = np.arange(n)
+        ids: list[str | None] = [None] * n
+        rows = sorted((rewrites or {}).items())
+        said, known = language.number([source for source, _ in rows]), language.number([target for _, (target, _) in rows])
+        for s, t, (_, (target, rewrite)) in zip(said.tolist(), known.tolist(), rows, strict=True):
             if s < 0:
                 continue
-            if t < 0:
-                t = len(texts)
+            if t < 0:  # nobody says it: the assistant does not know it either
                 texts.append(target)
-            served[s], ids[s] = t, (rewrites or {})[source][1]
+            served[s], ids[s] = (t if t >= 0 else len(texts) - 1), rewrite
         foreign = len(texts) - n
         return cls(
             texts, served, ids,
