@@ -28,6 +28,12 @@ TEXT_COLUMNS: Final = {
 }
 """The columns that hold keys of texts, per table."""
 SURFACE_COLUMNS: Final = {"rewrites": {"source_text": "source", "target_text": "target"}, "labels": {"utterance_text": "utterance"}}
+PERSONAL_COLUMNS: Final = {
+    **TEXT_COLUMNS,
+    "rewrites": ("source", "target", "source_text", "target_text"),
+    "labels": ("utterance", "utterance_text", "intent", "slots"),
+}
+"""What users or assistants wrote. Ids are not in here: a hash may well have nine digits in a row, and so may a build's name."""
 DATE_COLUMNS: Final = {"rewrites": ("first_seen", "last_seen")}
 COUNT_COLUMNS: Final = {
     "rewrites": ("users", "source_users", "votes"), "labels": ("users", "votes"), "goals": ("users",)
@@ -120,9 +126,9 @@ def _one_table(name: str, table: pl.DataFrame, k: int) -> list[tuple[str, str, s
     def add(check: str, column: str, failing: pl.Expr) -> None:
         out.append((name, check, column, rows, table.filter(failing).height))
 
-    for column, dtype in table.schema.items():
-        if dtype == pl.String:
-            out.append((name, "personal_data", column, rows, int(holds_personal_data(table[column]).sum())))
+    for column in PERSONAL_COLUMNS.get(name, ()):
+        check = "personal_data_in_intent" if column == "intent" else "personal_data"
+        out.append((name, check, column, rows, int(holds_personal_data(table[column]).sum())))
     for column in TEXT_COLUMNS.get(name, ()):
         add("placeholder", column, has_placeholder(column))
         add("key_form", column, key_expr(column) != pl.col(column))

@@ -65,6 +65,7 @@ CHECKS: Final[Mapping[str, tuple[Severity, str]]] = {
     "columns": ("critical", "a column of the contract is missing; the job that wrote the candidates is older than this code: run it again"),
     "types": ("critical", "a column has another type than the contract says; consumers load by type: cast it where the table is built"),
     "personal_data": ("critical", "a text holds a mail address, a phone number or nine or more digits; scrub its turns again"),
+    "personal_data_in_intent": ("warning", "an intent looks like a mail address or a long number; do users name the tools?"),
     "placeholder": ("critical", "a text carries a typed placeholder, so nobody says it literally; such texts are for counting only"),
     "key_form": ("critical", "a text is not in the form of a key (rewrite.text.key), so a server would never find it"),
     "surface_form": ("critical", "a surface form does not have the key beside it; it belongs to another text"),

@@ -46,7 +46,7 @@ class Release:
     """Canonical tables and what was decided on the way to them.
 
     `metrics` counts broken promises that only private figures can show (true users per string); `dropped` counts
-    proposed rows that were left out (table, reason, rows); `ledger_rows` are to be added to the splits ledger.
+    proposed rows that were left out (table, reason, locale, rows); `ledger_rows` are to be added to the splits ledger.
     """
 
     release_id: str
@@ -134,7 +134,11 @@ def build_release(
         tables=tables,
         rows_sha256=hashes,
         metrics=_private_metrics(tables, private, roster, slot_users, as_of, k),
-        dropped=pl.concat(drops).group_by("table", "reason").len("rows").cast({"rows": pl.Int64}).sort("table", "reason"),
+        dropped=pl.concat(drops)
+        .group_by("table", "reason", "locale")
+        .len("rows")
+        .cast({"rows": pl.Int64})
+        .sort("table", "reason", "locale"),
         ledger_rows=ledger_rows,
     )
 
@@ -193,6 +197,8 @@ def _keep(table: pl.DataFrame, name: str, reason: pl.DataFrame, drops: list[pl.D
     marked = table.with_columns(reason.to_series().alias("_drop"))
     gone = marked.filter(pl.col("_drop").is_not_null())
     keys = {c: (pl.col(c) if c in gone.columns else _NULL) for c in ("locale", "source", "target")}
+    if name == "pairs":
+        keys["locale"] = pl.col("locale_anchor")
     drops.append(gone.select(pl.lit(name).alias("table"), pl.col("_drop").alias("reason"), **keys))
     return marked.filter(pl.col("_drop").is_null()).drop("_drop")
 
@@ -267,7 +273,7 @@ def _labels(
     table = _without_doubles(_keep(table, "labels", _first_reason(table, reasons), drops), "labels", drops)
     secret = _secret_slots(table, goals, slot_users, k)
     without = table.filter(secret).select("locale", table=pl.lit("labels"), reason=pl.lit("slots_below_k (label kept)"))
-    drops.append(without.select("table", "reason", locale=_NULL, source=_NULL, target=_NULL))
+    drops.append(without.select("table", "reason", "locale", source=_NULL, target=_NULL))
     return table.with_columns(slots=pl.when(~pl.lit(secret)).then("slots"))
 
 

@@ -1,0 +1,52 @@
+"""What a reason code means, in one sentence a person can act on: for reports, data cards and `explain`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+REASONS: Final = {
+    # rewrites
+    "goal": "users of the source end on the target's goal, and the target is served",
+    "live": "it serves users already, and they are served",
+    "ambiguous": "users of the source want several different things",
+    "few_votes": "too few users asked again after the source",
+    "no_outside_users": "nobody but those who went from the source said the target: it may be made up for the pair",
+    "no_served_target": "no text of the goal is served often enough to be a target",
+    "other_goal": "users of the source end on another goal more often",
+    "number_changed": "the target has another number than the source",
+    "value_lost": "the target lacks a value that the source names",
+    "repeaters": "most of the evidence comes from users who ask the same again and again",
+    "source_served": "the source is served well enough when it is left alone",
+    "treated_failed": "it was tried on users, and they were not served",
+    "weak": "the gain is not proven",
+    # labels
+    "own": "the assistant's own reading, confirmed by what users did next",
+    "projected": "what its users were served with in the end",
+    "unsure": "no intent is likely enough",
+    "no_intent": "the log does not say what the assistant understood",
+    # pairs
+    "no_negative": "no alike text of another meaning was found",
+    "goal_unknown": "its goal is not among the goals that k users share",
+    "other_split": "its two sides belong to different splits",
+    # anything
+    "below_k": "fewer than k users",
+    "text_below_k": "a text that fewer than k users said",
+    "slots_below_k (label kept)": "a slot value that fewer than k users share; the label stays, without slots",
+    "placeholder": "a text with personal data in it, which was scrubbed",
+    "same_text": "both sides are the same text",
+    "doubled": "another row with the same key is better",
+    "chain": "its target is itself rewritten, or its source is a target",
+    # retired
+    "replaced": "the source has a better target now",
+    "expired": "it ended, and no new evidence renewed it",
+    "no_evidence": "the window holds no evidence for it any more",
+    # rejected log rows
+    "bad_json": "a line that is not a JSON object",
+    "turn_id_conflict": "another row has the same turn id",
+}
+"""Reason code -> sentence. A code that is not here is shown as it is."""
+
+
+def sentence(code: str) -> str:
+    """The sentence of a reason code; the code itself, spaced, when it is unknown."""
+    return REASONS.get(code, code.replace("_", " "))
