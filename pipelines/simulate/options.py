@@ -9,7 +9,7 @@ from datetime import date
 from pipelines.errors import UsageError
 from pipelines.options import day, opt
 
-LOCALES = ("en-US", "de-DE", "sw-KE")
+LOCALES = ("en-US", "de-DE", "sw-KE", "ja-JP")
 MAX_USERS = 50_000_000
 MOST_A_DAY = 20
 """Turns of a user in a day, in the mean: sessions are half an hour apart, and more than about forty do not fit."""
