@@ -165,7 +165,7 @@ class Options:
 
     k: int = 3
     served: float = 0.5  # a source at or above this is left alone
-    target_served: float = 0.7  # a target is a text that is served this often
+    target_served: float = 0.75  # a target is a text that is served this often
     score: float = 0.3  # least share of the source's evidence that goes to the goal
     votes: float = 0.5  # least evidence from users for the goal: content alone proposes nothing
     repeaters: float = 0.5  # share of voters who did it again and again, from which the pair is left out

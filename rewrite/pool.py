@@ -24,6 +24,8 @@ STEP = MILLION // 2
 """Links of the chain are asked-again pairs more likely than not: the many weak ones would tie everything to everything."""
 SURE = 0.8
 """A text served this often is followed no further along the chain."""
+LOWER = 0.05
+"""Lower bounds are 5 % quantiles of the posterior."""
 REACH = 1e-3
 """Smallest chain score that is looked at."""
 
@@ -32,11 +34,12 @@ REACH = 1e-3
 class Pool:
     """texts: row number = id, sorted by (locale, utterance), with
     `locale, utterance, users, first, last, text, served, votes, untouched, goal, goal_id, membership, intent, slots,
-    meaning_users, numbers, placeholder`; served = pooled P(served | left alone), works = P(it serves at least half of them), goal = dense goal number.
+    meaning_users, numbers, placeholder`; served = pooled P(served | left alone), works = P(it serves half of
+    them or more), goal = dense goal number.
     meanings: id, intent, slots, users, served (millionths), assistant_version; most served first within a text.
     asks: s, t, ask, value (millionths), step, events; of turns that were left alone.
     reach: s, t, score; of the absorbing chain, t other than s and likely served.
-    treated: source, target (strings), locale, rewrite_id, users, success; causes: id, cause, cause_probability.
+    treated: locale, source, target (strings), users, success, low; causes: id, cause, cause_probability.
     """
 
     texts: pl.DataFrame
@@ -160,7 +163,7 @@ def _treated(treated: pl.DataFrame, locales: pl.Series, curves: tuple[success.Cu
     pooled = success.pool(votes["pair"].to_numpy(), votes["bin"].to_numpy(), votes["users"].to_numpy(), group, curves)
     users = votes.group_by("pair").agg(pl.col("users").sum())
     return (
-        pairs.with_columns(success=pl.Series(pooled.mean, dtype=pl.Float64))
+        pairs.with_columns(success=pl.Series(pooled.mean, dtype=pl.Float64), low=pl.Series(pooled.quantile(LOWER), dtype=pl.Float64))
         .join(users, on="pair", how="left", maintain_order="left")
         .drop("pair")
     )

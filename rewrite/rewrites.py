@@ -15,7 +15,7 @@ from scipy import special
 
 from rewrite.contracts import CANDIDATE_REWRITES
 from rewrite.likeness import Likeness, slot_values
-from rewrite.pool import MILLION, Pool
+from rewrite.pool import LOWER, MILLION, Pool
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
@@ -30,8 +30,10 @@ LEAST_VOTE = 0.25
 """A goal with less than a quarter of a user's evidence is not considered, and appears in no table."""
 LEARN_FROM = 0.8
 """Sources with this much evidence teach how likeness predicts where users go."""
-LOWER = 0.05
-"""`lift_lower` is the 5 % quantile of the posterior."""
+SHARPEN, SHIFT = 2.0, 1.0
+"""From share to probability: what lies in other goals is in good part the same goal in other words, or the next request. On
+six simulated logs a goal with a share of .35 was right for half of later users, of .45 for 85 %, of .55 for 92 %, of .75 for
+99 %. Twice the log odds plus one follows that from below."""
 AMBIGUOUS = 0.8
 """A second goal that scores this share of the best one makes the source ambiguous."""
 
@@ -181,7 +183,7 @@ def _missing(pairs: pl.DataFrame, values: str, text: str, other: str) -> pl.Seri
 
 
 def _score(into: pl.DataFrame, pool: Pool) -> pl.DataFrame:
-    """Adds likeness, `score` (share of the source's evidence in this goal), `chance` and its lower bound."""
+    """Adds likeness, `score` (the goal's share of the source's evidence), `right` (that this is the goal) and its lower bound `low`."""
     s, t = into["s"].to_numpy(), into["t"].to_numpy()
     alike = Likeness(pool.texts["utterance"]).cosine(s, t)
     same_goal = (pool.column("goal")[s] == pool.column("goal")[t]) * pool.column("membership")[s]
@@ -194,8 +196,15 @@ def _score(into: pl.DataFrame, pool: Pool) -> pl.DataFrame:
     q = q / np.maximum(1, total[s]) if len(s) else q
     a = support + PRIOR_USERS * q
     b = np.maximum(n, support) + PRIOR_USERS - a
+    share = a / (a + b)
     low = special.betaincinv(a, np.maximum(b, 1e-6), LOWER) if len(s) else a
-    return into.with_columns(likeness=pl.Series(alike), score=pl.Series(a / (a + b)), low=pl.Series(low))
+    return into.with_columns(
+        likeness=pl.Series(alike), score=pl.Series(share), right=pl.Series(_sharpened(share)), low=pl.Series(_sharpened(low))
+    )
+
+
+def _sharpened(share: np.ndarray) -> np.ndarray:
+    return special.expit(SHARPEN * special.logit(share) + SHIFT)
 
 
 def _logistic(x: np.ndarray, y: np.ndarray, weight: np.ndarray, ridge: float = 1.0, rounds: int = 25) -> np.ndarray:
@@ -216,7 +225,7 @@ def _with_live(into: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         pool.treated.join(ids.rename({"utterance": "source", "id": "s"}).drop("goal"), on=["locale", "source"])
         .join(ids.rename({"utterance": "target", "id": "t"}), on=["locale", "target"])
         .filter(pl.col("s") != pl.col("t"))
-        .select("s", "t", "goal", treated_users="users", treated_served="success")
+        .select("s", "t", "goal", treated_users="users", treated_served="success", treated_low="low")
     )
     rows = into.join(live.drop("goal"), on=["s", "t"], how="full", coalesce=True, maintain_order="left_right")
     goal = pool.texts.select(t="id", of="goal")
@@ -234,10 +243,14 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
         .with_columns(
             live=(pl.col("treated_served") >= options.served).fill_null(False),
             mined=pl.col("score").is_not_null(),
-            chance=(pl.col("score") * pl.col("target_served")).fill_null(0.0),
+            chance=(pl.col("right") * pl.col("target_served")).fill_null(0.0),
+            chance_low=(pl.col("low") * pl.col("target_served")).fill_null(0.0),
         )
     )
-    rows = rows.with_columns(probability=pl.when("live").then(pl.max_horizontal("treated_served", "chance")).otherwise("chance"))
+    rows = rows.with_columns(
+        probability=pl.when("live").then("treated_served").otherwise("chance"),
+        lower=pl.when("live").then("treated_low").otherwise("chance_low"),
+    )
     open_ = pl.col("s_hidden").not_() & pl.col("t_hidden").not_()
     rank = pl.struct(-pl.col("live").cast(pl.Int8), -pl.col("probability"), -pl.col("score").fill_null(0.0), "t").rank("ordinal").over("s")
     second = pl.col("score").filter(~pl.col("live")).top_k(2).min().over("s")
@@ -253,7 +266,7 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
         .then(pl.lit("treated_failed"))
         .when(~pl.col("first_choice"))
         .then(pl.lit("other_goal"))
-        .when("live")
+        .when(pl.col("live") & (pl.col("lower") > pl.col("source_served")))
         .then(pl.lit("live"))
         .when(pl.col("blocked").is_not_null())
         .then(pl.col("blocked"))
@@ -265,6 +278,8 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
         .then(pl.lit("repeaters"))
         .when(~pl.col("alone") & (pl.col("second") > AMBIGUOUS * pl.col("score")))
         .then(pl.lit("ambiguous"))
+        .when(pl.col("lower") <= pl.col("source_served"))
+        .then(pl.lit("no_lift"))
         .otherwise(pl.lit("goal"))
     )
     return rows.with_columns(reason=reason).with_columns(
@@ -288,10 +303,9 @@ def _table(rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         .join(pool.causes.rename({"id": "s"}), on="s", how="left")
         .with_columns(pl.col("pair_users").fill_null(0))
         .with_columns(
-            share=pl.col("score"),
             score=pl.col("chain").fill_null(0.0),
             lift=pl.col("probability") - pl.col("source_served"),
-            lift_lower=pl.col("low").fill_null(0.0) * pl.col("target_served") - pl.col("source_served"),
+            lift_lower=pl.col("lower") - pl.col("source_served"),
             users=pl.min_horizontal("source_users", "target_users"),
             votes=pl.col("votes").fill_null(0),
             goal_users=pl.col("goal_users").fill_null(0),

@@ -71,6 +71,10 @@ class Pooled:
     def mean(self) -> np.ndarray:
         return self.posterior @ GRID
 
+    def quantile(self, level: float) -> np.ndarray:
+        """The smallest rate of the grid with at least `level` of the posterior at or below it, per item."""
+        return GRID[np.minimum((self.posterior.cumsum(axis=1) < level).sum(axis=1), len(GRID) - 1)]
+
     def below(self, rate: float) -> np.ndarray:
         """P(theta < rate) per item."""
         return self.posterior[:, rate > GRID].sum(axis=1)
