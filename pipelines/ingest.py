@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
@@ -19,26 +19,24 @@ import apache_beam as beam
 import polars as pl
 import pyarrow as pa
 
-from pipelines import engine, sources
+from pipelines import engine, inputs, sources
 from pipelines.config import Config
 from pipelines.context import KEY_ENV, Context
 from pipelines.errors import InputError, LakeError, SayagainError, UsageError
+from pipelines.inputs import UNDATED, Inputs, span
 from pipelines.plan import Plan, Todo
 from pipelines.shards import empty, partition
 from pipelines.sources import Block, Shard, Source
 from pipelines.store import FileEntry, Manifest, Store
 from quality.scrub import KINDS, scrub, scrub_slots
 from rewrite import turns as t
-from rewrite.contracts import BUCKETS, LOG, REJECTS, TURNS
+from rewrite.contracts import BUCKETS, LOG, LOG_REQUIRED, REJECTS, TURNS
 from rewrite.text import KEY_VERSION
 
 VERSION = f"1.{KEY_VERSION}"
 SCHEMAS = {"turns": TURNS, "rejects": REJECTS}
 READS = {"logs": LOG.names}
 WRITES = {name: schema.names for name, schema in SCHEMAS.items()}
-
-UNDATED = "date=unknown"
-"""Partition of rejects whose date cannot be read (and whose file is no day's of a {date} pattern)."""
 
 _TEXTS = ("utterance", "served_utterance", "response")
 _CARRIED = [n for n in TURNS.names if n != "session"]  # through the shuffle
@@ -69,6 +67,7 @@ def convert(block: Block, source: Source, rules: t.Rules, secret: bytes, start: 
         outside |= (day > end).fill_null(False)
     inside = rows.filter(~outside)
     counts["outside"] += rows.height - inside.height
+    warnings.update({f"bad_{k}": n for k, n in block.lost.items() if k not in LOG_REQUIRED})
     counts.update({f"warning:{k}": n for k, n in warnings.items()})
     inside = inside.with_columns(
         user_key=t.pseudonyms(inside["user_id"], secret),
@@ -84,8 +83,7 @@ def convert(block: Block, source: Source, rules: t.Rules, secret: bytes, start: 
     if lost:
         counts["warning:bad_slots"] += lost
 
-    no_user = pl.when(pl.col("reason").is_in(("missing_user",))).then(None).otherwise("user_key")
-    rejects = bad.with_columns(user_key=no_user, text=pl.col("utterance")).select(_REJECT)
+    rejects = bad.rename({"utterance": "text"}).select(_REJECT)
     if block.broken.height:
         where = partition(source.day) if source.day else UNDATED
         broken = block.broken.select(
@@ -230,14 +228,14 @@ class _Merge(beam.DoFn):
             for (bucket,), part in sorted(frame.partition_by("bucket", as_dict=True, maintain_order=True).items()):
                 data = engine.conform(part.select(*WRITES[table], *extra), SCHEMAS[table])
                 yield engine.receipt(table, day, job.store.attempt(job.attempt, table, day, data, bucket))
-        inputs: dict[str, Counter[str]] = {}
+        found: dict[str, Counter[str]] = {}
         for name, n in duplicates.items():
-            inputs.setdefault(name, Counter())["duplicates"] += n
+            found.setdefault(name, Counter())["duplicates"] += n
         for name, n in turns.filter("fresh").group_by("input").len().iter_rows():
-            inputs.setdefault(name, Counter())["turns"] += n
+            found.setdefault(name, Counter())["turns"] += n
         for name, reason, n in rejects.filter("fresh").group_by("input", "reason").len().iter_rows():
-            inputs.setdefault(name, Counter())[f"reject:{reason}"] += n
-        yield engine.receipt("merged", day, _NO_FILE, buckets=list(buckets), base=base, inputs={k: dict(v) for k, v in inputs.items()})
+            found.setdefault(name, Counter())[f"reject:{reason}"] += n
+        yield engine.receipt("merged", day, _NO_FILE, buckets=list(buckets), base=base, inputs={k: dict(v) for k, v in found.items()})
 
 
 def _mark(manifest: Manifest | None) -> str:
@@ -258,21 +256,10 @@ _BLANK = {
 def _shaped(frame: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:
     """The columns and types of `like`; a column that is not there (the row number of a stored turn) is null."""
     lacking = [pl.lit(None).alias(n) for n in like.columns if n not in frame.columns]
-    return frame.with_columns(lacking).select(like.columns).cast(dict(like.schema))
+    return frame.with_columns(lacking).select(like.columns).cast(like.schema)
 
 
 # the launcher's side
-
-
-@dataclass
-class Inputs:
-    """Which files are read, and why; which are current."""
-
-    todo: dict[str, Source] = field(default_factory=dict)
-    why: dict[str, str] = field(default_factory=dict)
-    touch: set[str] = field(default_factory=set)  # partitions that given files were in before
-    neighbours: set[str] = field(default_factory=set)  # files not given that share days with a changed one
-    notes: list[str] = field(default_factory=list)
 
 
 def rules_of(config: Config) -> t.Rules:
@@ -288,74 +275,9 @@ def rules_of(config: Config) -> t.Rules:
     return t.Rules(columns, log.timestamp_unit, locale, log.channel, log.treatment)
 
 
-def _fingerprint(config: Config) -> str:
-    return hashlib.sha256(f"{VERSION} {config.fingerprint('log', 'sessions.gap')}".encode()).hexdigest()[:16]
-
-
-def _span(context: Context) -> tuple[date | None, date | None]:
-    return getattr(context.options, "start", None), getattr(context.options, "end", None)
-
-
-def _in_span(name: str, start: date | None, end: date | None) -> bool:
-    if name == UNDATED:
-        return True
-    day = date.fromisoformat(name.removeprefix("date="))
-    return (not start or day >= start) and (not end or day <= end)
-
-
-def _ledgers(store: Store) -> dict[str, list[dict[str, Any]]]:
-    """Path -> what runs noted about it: one object per file and date range."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in store.list("_inputs"):
-        note = json.loads(store.get(path))
-        found.setdefault(note["path"], []).append(note | {"object": path})
-    return found
-
-
-def _covers(note: dict[str, Any], start: date | None, end: date | None) -> bool:
-    low, high = note["from"], note["to"]
-    return (not low or bool(start and str(start) >= low)) and (not high or bool(end and str(end) <= high))
-
-
-def find_inputs(context: Context) -> Inputs:
-    """Find the files and decide which have to be read. Raises InputError when nothing is there."""
-    start, end = _span(context)
-    made = Inputs()
-    files, made.notes = sources.find(context.options.logs, start, end)
-    print_ = _fingerprint(context.config)
-    ledgers = _ledgers(context.store)
-    where: dict[str, dict[str, str]] = {}  # path -> partition -> stamp
-    for table in WRITES:
-        for name, manifest in context.store.manifests(table).items():
-            for path, stamp in manifest.inputs.items():
-                where.setdefault(path, {})[name] = stamp
-    changed: set[str] = set()
-    for f in files:
-        notes, places = ledgers.get(f.path, []), where.get(f.path, {})
-        same = all(n["stamp"] == f.stamp and n["fingerprint"] == print_ for n in notes)
-        there = all(places.get(p) == f.stamp for n in notes for p in n["partitions"])
-        if there and same and any(_covers(n, start, end) for n in notes):
-            made.why[f.path] = "current"
-            continue
-        made.todo[f.path] = f
-        made.why[f.path] = "new" if not places and not notes else "other days" if same and notes else "changed, or read by another version"
-        made.touch |= {p for p in places if _in_span(p, start, end)}
-        if any(stamp != f.stamp for stamp in places.values()) or (notes and not same):
-            changed |= set(places)
-    # a changed file may have held back rows of others (duplicates, conflicts): those are read again
-    shared = {path for path, places in where.items() if changed & set(places)} - set(made.todo)
-    for f in files:
-        if f.path in shared:
-            made.todo[f.path] = f
-            made.why[f.path] = "shares days with a changed file"
-            made.touch |= {p for p in where[f.path] if _in_span(p, start, end)}
-    made.neighbours = shared - set(made.todo)
-    return made
-
-
 def plan(context: Context) -> Plan:
     """Each file that would be read, and why."""
-    made = find_inputs(context)
+    made = inputs.find(context, VERSION)
     todo = [Todo("turns", path, made.why[path]) for path in sorted(made.todo)]
     return Plan(todo, "" if todo else _all_current(made))
 
@@ -366,13 +288,13 @@ def _all_current(made: Inputs) -> str:
 
 def preview(context: Context, n: int = 5) -> pl.DataFrame:
     """The first good rows of the log, mapped and scrubbed, at most `n`; writes nothing."""
-    rules, (start, end) = rules_of(context.config), _span(context)
+    rules, (start, end) = rules_of(context.config), span(context)
     try:
         secret = context.user_key()
     except (SayagainError, FileNotFoundError):
         secret = bytes(32)  # no lake yet: the keys shown are not those it will have
     out: list[pl.DataFrame] = []
-    for f in sources.find(context.options.logs, start, end)[0]:
+    for f in sources.find(inputs.logs(context), start, end)[0]:
         source = sources.inspect(f, rules)
         for shard in sources.shards(source, 1):
             for block in sources.read(shard, rules, 1_000):
@@ -385,18 +307,19 @@ def preview(context: Context, n: int = 5) -> pl.DataFrame:
 
 def run(context: Context, report: Any) -> None:
     """Read what is new and publish the days it touches. In the counts: turns + rejects + duplicates = rows."""
-    start, end = _span(context)
+    start, end = span(context)
     rules = rules_of(context.config)
     with engine.leases(context, _lease_names(start, end)):
-        made = find_inputs(context)
+        made = inputs.find(context, VERSION)
         files = {path: sources.inspect(f, rules) for path, f in made.todo.items()}
+        made.notes += _unmapped(files, rules)
         rows, held = sum(f.rows for f in files.values()), context.config.run.shard_turns
         if not files:
             report.skipped = _all_current(made)
         elif not rows and not made.touch:
             report.skipped = f"nothing to do: {len(files)} file(s) without a row"
         if report.skipped:
-            _note_inputs(context, made, {}, {})
+            inputs.note(context, VERSION, made, {}, {})
             return
         # few rows: one group per date, whatever its buckets; many: as many groups as keep one small even if all is one date
         groups = next(g for g in (1, 2, 4, 8, BUCKETS) if g * held >= rows or g == BUCKETS)
@@ -411,10 +334,20 @@ def run(context: Context, report: Any) -> None:
             raise InputError("\n".join(dict.fromkeys(problems)))
         per_input = _counts(receipts)
         inputs_of = _publish(context, made, receipts)
-        _note_inputs(context, made, per_input, inputs_of)
+        inputs.note(context, VERSION, made, per_input, inputs_of)
         report.counts = _summary(per_input, made, len(set(inputs_of) - {UNDATED}))
     for note in report.counts["notes"]:
         context.say(f"  note: {note}")
+
+
+def _unmapped(files: dict[str, Source], rules: t.Rules) -> list[str]:
+    """Mappings of optional columns that some files have not: often a slip of the pen."""
+    notes = []
+    for name, column in rules.columns.items():
+        lacking = [p for p, f in files.items() if f.kind == "parquet" and column.source not in f.columns]
+        if lacking:
+            notes.append(f"log.columns.{name}: {len(lacking)} file(s) have no column {column.source!r}, such as {lacking[0]}")
+    return notes
 
 
 _WARNINGS = {"naive_timestamp": "timestamp without a time zone, taken as UTC"}
@@ -464,7 +397,7 @@ def _publish(context: Context, made: Inputs, receipts: list[dict[str, Any]]) -> 
         if r["table"] == "merged":
             merged.setdefault(r["partition"], []).append(r["counts"])
     with_files = {(r["table"], r["partition"]) for r in receipts if r["entry"]["path"]}
-    print_ = _fingerprint(context.config)
+    print_ = inputs.fingerprint(context.config, VERSION)
     manifests, inputs_of = [], {}
     for day, groups in sorted(merged.items()):
         covered = {b for g in groups for b in g["buckets"]}
@@ -475,35 +408,12 @@ def _publish(context: Context, made: Inputs, receipts: list[dict[str, Any]]) -> 
                 raise LakeError(f"{context.store.url(f'{table}/{day}')}: another run published it meanwhile; run again")
             if old is None and (table, day) not in with_files:
                 continue
-            inputs = {p: s for p, s in (old.inputs if old else {}).items() if p not in made.todo}
-            inputs |= {p: made.todo[p].stamp for p in inputs_of[day] if p in made.todo}
-            stamp = hashlib.sha256(json.dumps([print_, sorted(inputs.items())]).encode()).hexdigest()[:16]
+            stamps = {p: s for p, s in (old.inputs if old else {}).items() if p not in made.todo}
+            stamps |= {p: made.todo[p].stamp for p in inputs_of[day] if p in made.todo}
+            stamp = hashlib.sha256(json.dumps([print_, sorted(stamps.items())]).encode()).hexdigest()[:16]
             kept = tuple(f for f in (old.files if old else ()) if f.bucket not in covered)
-            manifests.append(Manifest(table, day, "ingest", stamp, kept, {}, dict(sorted(inputs.items()))))
+            manifests.append(Manifest(table, day, "ingest", stamp, kept, {}, dict(sorted(stamps.items()))))
     # turns last: a day's turns stand only where its rejects do
     manifests.sort(key=lambda m: (m.partition, m.table))
     engine.publish(context, "ingest", receipts, manifests)
     return inputs_of
-
-
-def _note_inputs(context: Context, made: Inputs, per_input: dict[str, Counter[str]], dates: dict[str, set[str]]) -> None:
-    """After publishing: note what was read, so that it is not read again; forget notes that no longer hold."""
-    store, (start, end) = context.store, _span(context)
-    ledgers = _ledgers(store)
-    print_ = _fingerprint(context.config)
-    for path in made.neighbours:
-        store.delete(n["object"] for n in ledgers.get(path, []))
-    span = f"{start or 'first'}_{end or 'last'}"
-    for path, source in made.todo.items():
-        store.delete(n["object"] for n in ledgers.get(path, []) if n["stamp"] != source.stamp or n["fingerprint"] != print_)
-        note = {
-            "path": path,
-            "stamp": source.stamp,
-            "fingerprint": print_,
-            "from": str(start or ""),
-            "to": str(end or ""),
-            "partitions": sorted(d for d, inputs in dates.items() if path in inputs),
-            "counts": dict(sorted(per_input.get(path, Counter()).items())),
-        }
-        name = f"_inputs/{hashlib.sha256(path.encode()).hexdigest()[:16]}/{span}.json"
-        store.put(name, (json.dumps(note, indent=1, sort_keys=True) + "\n").encode())

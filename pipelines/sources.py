@@ -14,7 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import IO, Any
 
@@ -27,6 +27,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipelines.errors import InputError
 from rewrite import casts
+from rewrite.contracts import LOG_REQUIRED
 from rewrite.turns import Rules, missing_columns
 
 BLOCK_BYTES = 8 << 20  # JSON Lines are parsed so much at a time
@@ -34,7 +35,7 @@ HEAD_BYTES = 64 << 10  # of which the shape of a JSON Lines file is judged
 NAMES = re.compile(r"\.(parquet|pq|(jsonl|ndjson|json)(\.gz|\.gzip|\.zst|\.zstd)?)$", re.IGNORECASE)
 BROKEN = (pa.ArrowException, OSError, EOFError, zlib.error, zstandard.ZstdError)  # what a damaged file raises when it is read
 
-_PARQUET, _GZIP, _ZSTD = b"PAR1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PARQUET, _GZIP, _ZSTD, _BOM = b"PAR1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf"
 _OTHER = {
     b"PK\x03\x04": "a zip archive",
     b"BZh": "bzip2",
@@ -80,10 +81,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that were read: `rows` has contract columns of plain types and `row`; `broken` has `row` and `line`."""
+    """Rows that were read: `rows` has contract columns of plain types and `row`; `broken` has `row` and `line`.
+
+    `lost`: per column, values of a type that has no plain form (a list as an intent), now null.
+    """
 
     rows: pl.DataFrame
     broken: pl.DataFrame
+    lost: dict[str, int] = field(default_factory=dict)
 
 
 # which files
@@ -181,6 +186,9 @@ def _inspect_parquet(source: Source, rules: Rules) -> Source:
     problem = missing_columns(schema.names, rules)
     if problem:
         raise InputError(f"{path}: {problem}")
+    for name in LOG_REQUIRED:
+        if pa.types.is_nested(schema.field(rules.source(name)).type):
+            raise InputError(f"{path}: column {rules.source(name)} is {schema.field(rules.source(name)).type}; {name} takes single values")
     kind = schema.field(rules.source("timestamp")).type
     if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not rules.timestamp_unit:
         raise InputError(_no_unit(path, rules.source("timestamp"), str(kind)))
@@ -204,7 +212,7 @@ def _inspect_json(source: Source, rules: Rules, magic: bytes) -> Source:
             lines = _decoded(f, magic).readlines(HEAD_BYTES)
     except BROKEN as error:
         raise InputError(f"{path}: cannot be decompressed: {error}") from None
-    lines = [line for line in lines if line.strip(b" \t\r\n\xef\xbb\xbf")]
+    lines = [line for line in (*(first.removeprefix(_BOM) for first in lines[:1]), *lines[1:]) if line.strip()]
     if not lines:
         return replace(source, kind="jsonl")
     parsed = [_parse(line)[0] for line in lines]
@@ -267,7 +275,8 @@ def _read_parquet(shard: Shard, rules: Rules, rows: int) -> Iterator[Block]:
             table = pa.Table.from_batches([batch])
             series = [casts.from_arrow(table[src], as_json=name == "slots").alias(name) for name, src in wanted.items()]
             numbers = pl.int_range(row, row + table.num_rows, dtype=pl.Int64, eager=True).alias("row")
-            yield Block(pl.DataFrame([numbers, *series]), _broken([]))
+            lost = {s.name: s.null_count() - table[wanted[s.name]].null_count for s in series}
+            yield Block(pl.DataFrame([numbers, *series]), _broken([]), {k: n for k, n in lost.items() if n > 0})
             row += table.num_rows
 
 
@@ -282,7 +291,7 @@ def _read_json(shard: Shard, rules: Rules, rows: int) -> Iterator[Block]:
             objects, numbers, broken = [], [], []
             for raw_line in lines:
                 number += 1
-                line = raw_line.lstrip(b"\xef\xbb\xbf") if number == 0 else raw_line
+                line = raw_line.removeprefix(_BOM) if number == 0 else raw_line
                 if not line.strip():
                     continue
                 parsed, problem = _parse(line)
@@ -291,8 +300,12 @@ def _read_json(shard: Shard, rules: Rules, rows: int) -> Iterator[Block]:
                 else:
                     objects.append(parsed)
                     numbers.append(number)
-            series = [casts.from_values([o.get(src) for o in objects], as_json=name == "slots").alias(name) for name, src in wanted.items()]
-            yield Block(pl.DataFrame([pl.Series("row", numbers, pl.Int64), *series]), _broken(broken))
+            series, lost = [pl.Series("row", numbers, pl.Int64)], {}
+            for name, src in wanted.items():
+                values = [o.get(src) for o in objects]
+                series.append(casts.from_values(values, as_json=name == "slots").alias(name))
+                lost[name] = series[-1].null_count() - values.count(None)
+            yield Block(pl.DataFrame(series), _broken(broken), {k: n for k, n in lost.items() if n > 0})
 
 
 def _broken(rows: list[tuple[int, str]]) -> pl.DataFrame:

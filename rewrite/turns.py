@@ -162,9 +162,9 @@ def contract(raw: pl.DataFrame, rules: Rules, *, treatment_logged: bool) -> tupl
     clean, more = _clean(frame, rules)
     warnings += more
     reason = (
-        pl.when(_blank("turn_id"))
+        pl.when(pl.col("turn_id").is_null())
         .then(pl.lit("missing_turn_id"))
-        .when(_blank("user_id"))
+        .when(pl.col("user_id").is_null())
         .then(pl.lit("missing_user"))
         .when(pl.col("timestamp").is_null() & ~given)
         .then(pl.lit("missing_timestamp"))
@@ -188,7 +188,19 @@ def _blank(name: str) -> pl.Expr:
 def _clean(frame: pl.DataFrame, rules: Rules) -> tuple[pl.DataFrame, Counter[str]]:
     """Values of the right type that are not of the right range."""
     c = pl.col
-    words = ("locale", "session_id", "served_utterance", "rewrite_id", "assistant_version", "intent", "slots", "status", "channel")
+    words = (
+        "turn_id",
+        "user_id",
+        "locale",
+        "session_id",
+        "served_utterance",
+        "rewrite_id",
+        "assistant_version",
+        "intent",
+        "slots",
+        "status",
+        "channel",
+    )
     tidy = frame.with_columns(pl.when(~_blank(n)).then(c(n)).alias(n) for n in (*words, "response")).with_columns(
         c("status", "channel").str.strip_chars().str.to_lowercase(), feedback=c("feedback").sign().cast(pl.Int8)
     )
