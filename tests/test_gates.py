@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 import pytest
+from release_world import AS_OF, build
 
 from quality.checks import metrics
 from quality.gates import CHECKS, PRIVATE_CHECKS, Verdict, Verdicts, run_gates
 from rewrite.contracts import RELEASED
-from tests.releases import AS_OF, build
 
 SECRET = "ana.maria7@example.com"
 

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from release_world import AS_OF, OPTIONS, build, frame, goal, label, pair, rewrite, world
 
 from quality.checks import count_steps, floor_counts
 from quality.gates import Verdict, Verdicts
@@ -16,7 +17,6 @@ from quality.release import LEDGER, build_release
 from quality.splits import split_of
 from rewrite.contracts import CANDIDATES, GOALS, RELEASED
 from rewrite.text import rewrite_id
-from tests.releases import AS_OF, OPTIONS, build, frame, goal, label, pair, rewrite, world
 
 VERDICTS = Verdicts((Verdict("rewrites", "k_users", "source", "critical", True, 0, 2, "why"),))
 

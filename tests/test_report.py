@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from release_world import AS_OF, build, frame, goal, label, rewrite, world
 
 from quality.data_card import data_card
 from quality.gates import Verdict, Verdicts
@@ -18,7 +19,6 @@ from quality.goalmap import draw, goal_map
 from quality.report import MAX_JSON, clean, render_report
 from quality.reportdata import ReportData, report_data
 from rewrite.contracts import CANDIDATES, GOAL_EDGES
-from tests.releases import AS_OF, build, frame, goal, label, rewrite, world
 
 HOSTILE = "</script><script>alert('x1')</script><img src=x onerror=alert(2)>\"'&<!--"
 FAILED = Verdict("rewrites", "k_users", "source", "critical", False, 4, 90, "a text was said by fewer than k users")
