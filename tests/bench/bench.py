@@ -31,18 +31,8 @@ DAYS = 7
 
 
 def simulate(folder: Path, turns: int) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines",
-        "simulate",
-        f"--out={folder}",
-        f"--turns={turns}",
-        f"--days={DAYS}",
-        "--by-day",
-        "--no-truth",
-    ]
-    subprocess.run([*command, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    size = [f"--turns={turns}", f"--days={DAYS}", "--by-day", "--no-truth", "--quiet"]
+    subprocess.run([sys.executable, "-m", "pipelines", "simulate", f"--out={folder}", *size], check=True, stdout=subprocess.DEVNULL)
     return folder / "log"
 
 
@@ -117,9 +107,8 @@ def cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine()
-    )
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def table(beam: dict, plain: dict, load: tuple[float, float]) -> str:
