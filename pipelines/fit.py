@@ -12,7 +12,7 @@ from pipelines import engine, modelstore, shards
 from pipelines.context import Context
 from pipelines.plan import Plan, Todo, digest
 from pipelines.shards import Shard
-from pipelines.store import Store
+from pipelines.store import Manifest, Store
 from rewrite import contracts
 
 VERSION = 1
@@ -79,15 +79,23 @@ def plan(context: Context) -> Plan:
     return Plan([Todo("models", "", "there is no model yet" if not model else "a new model was asked for")])
 
 
+def _newest(context: Context) -> list[Manifest]:
+    """The newest chosen days that hold MAX_TURNS together: a sparse log is learned from whole, a dense one by its last days."""
+    have, chosen, rows = context.store.manifests("turns"), [], 0
+    for day in reversed(context.chosen_dates("turns")):
+        if rows < MAX_TURNS:
+            chosen.append(have[shards.partition(day)])
+            rows += chosen[-1].rows
+    return chosen[::-1]
+
+
 def run(context: Context, report: Any) -> None:
     """Fit one model on the turns of the window and make it current."""
     p = plan(context)
     if p.skip:
         report.skipped = p.skip
         return
-    days = context.window(context.chosen_dates("turns")[-1], "turns")
-    start = getattr(context.options, "start", None)
-    manifests = [context.store.manifests("turns")[shards.partition(d)] for d in days if not start or d >= start]
+    manifests = _newest(context)
     rows = sum(m.rows for m in manifests)
     c = context.config
     made_from = {"turns": digest([m.content for m in manifests]), "config": c.fingerprint("asked_again", "run.seed", "privacy")}

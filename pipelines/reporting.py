@@ -59,7 +59,7 @@ def release_data(
         return {} if frame is None else dict(frame.group_by(column).len().iter_rows())
 
     step("rows read", {"": read["read"] - read["outside"]})
-    step("turns", daily.get("turns", {}))
+    step("turns of the window", daily.get("turns", {}))
     step("pairs of turns", daily.get("pairs", {}))
     step("asked again in other words", daily.get("asked_again", {}))
     goals = tables.get("goals")
@@ -134,6 +134,7 @@ def finish_run(context: Context) -> None:
 def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -> list[str]:
     """The summary's first lines: what came of the run, and why."""
     from quality.reasons import sentence
+    from quality.report import why_of
 
     out = []
     rows = context.result.get("rows") or {}
@@ -147,13 +148,13 @@ def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -
             if not v["success"] and v["severity"] == "critical":
                 out.append(f"  {v['table']}.{v['column']} {v['expectation']}: {v['rows_failed']:,} of {v['rows']:,} rows. {v['message']}")
     else:
-        out.append(f"Nothing to release{f' as of {data.as_of}' if data.as_of else ''}. {data.why}".rstrip())
+        out.append(f"Nothing to release{f' as of {data.as_of}' if data.as_of else ''}. {data.why or why_of(data)}")
     total: dict[str, int] = {}
     for f in data.funnel:
         total[f["step"]] = total.get(f["step"], 0) + f["count"]
     if total:
         out.append(
-            "  " + " > ".join(f"{n:,} {s}" for s, n in total.items() if s in ("rows read", "turns", "asked again in other words", "goals"))
+            "  " + " > ".join(f"{n:,} {s}" for s, n in total.items() if s in ("rows read", "turns of the window", "asked again in other words", "goals"))
         )
     for table in ("rewrites", "labels", "pairs"):
         if f"{table} considered" not in total and not total.get(f"{table} considered"):

@@ -105,7 +105,7 @@ def render_report(data: ReportData) -> str:
 <header><span class="pill {tone}">{escape(word)}</span>
 <h1>{html(_headline(data), 400)}</h1>
 <p class="soft">{" &middot; ".join(html(f) for f in [data.release_id or "", *facts] if f)}</p>
-<p>{html(data.why or _why(data), 2000)}</p>{notes}
+<p>{html(data.why or why_of(data), 2000)}</p>{notes}
 <div class="cards">{_cards(data)}</div><nav aria-label="Sections">{links}</nav></header>
 <main>{body}</main>
 <footer><p>Counts of users are floored to 3, 5, 10, 20, 50, 100 and so on, and only texts that at least {data.k} users of a
@@ -132,7 +132,7 @@ def _headline(data: ReportData) -> str:
     return "There is nothing to release" if data.status == "empty" else data.status.replace("_", " ").capitalize()
 
 
-def _why(data: ReportData) -> str:
+def why_of(data: ReportData) -> str:
     """The headline's reason in words, from what the run counted."""
     if data.status == "refused":
         messages = [f"{v['table']}: {v['message']}" for v in data.verdicts if not v["success"] and v["severity"] == "critical"]
