@@ -1,7 +1,8 @@
 """What every test runs in, and what a test may need that is not everywhere.
 
-A need is a marker (`eval`, `prism`, `browser`, `dag`). A test whose need is not there skips with the reason, unless
-SAYAGAIN_REQUIRE names the need (`SAYAGAIN_REQUIRE=dag,browser`): then the skip is a failure. CI requires what it installed.
+A need is a marker (`eval`, `prism`, `browser`, `dag`). A test whose need is not there skips with the reason. Where
+SAYAGAIN_REQUIRE is set (`SAYAGAIN_REQUIRE=dag,browser`: CI names what it has), a skip of a test with a need that it
+names is a failure, and so is one of a test that names no need.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDS = {"eval_data": "eval", "prism": "prism", "chromium": "browser"}  # fixture -> marker
+NEEDS = {"eval_data": "eval", "prism": "prism", "chromium": "browser", "airflow_home": "dag"}  # fixture -> marker
 SLOW = 20.0  # seconds; a test beyond it should have one of these markers, so that `make check` stays short
 NOT_IN_CHECK = {"slow", "soak", "e2e", "dag", "browser", "prism"}
 
@@ -45,13 +46,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """A skip for want of something that SAYAGAIN_REQUIRE names is a failure."""
+    """Under SAYAGAIN_REQUIRE a test may skip only for want of something that it does not name."""
     report = yield
-    required = set(os.environ.get("SAYAGAIN_REQUIRE", "").split(",")) & {m.name for m in item.iter_markers()}
+    required = set(filter(None, os.environ.get("SAYAGAIN_REQUIRE", "").split(",")))
     if report.skipped and required and not hasattr(report, "wasxfail"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid}: SAYAGAIN_REQUIRE names {', '.join(sorted(required))}, so this may not skip ({reason})"
+        needs = {m.name for m in item.iter_markers()} & set(NEEDS.values())
+        missed = sorted(needs & required)
+        if missed or not needs:
+            why = f"SAYAGAIN_REQUIRE names {', '.join(missed)}" if missed else f"it has no marker of a need ({', '.join(NEEDS.values())})"
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid}: may not skip, as {why}: {reason}"
     return report
 
 

@@ -20,6 +20,9 @@ def test_fixture(eval_data):
 def test_plain():
     pass
 
+def test_unmarked():
+    pytest.skip("no reason that anyone could mend")
+
 @pytest.mark.soak
 def test_long():
     pass
@@ -45,17 +48,23 @@ def sample(tmp_path):
 def test_a_missing_need_skips(sample):
     code, out = sample(SAYAGAIN_EVAL="/nowhere")
     assert code == 0
-    assert "1 passed, 2 skipped, 1 deselected" in out
+    assert "1 passed, 3 skipped, 1 deselected" in out
 
 
 def test_a_missing_need_that_is_required_fails(sample):
     code, out = sample(SAYAGAIN_EVAL="/nowhere", SAYAGAIN_REQUIRE="prism,eval")
     assert code == 1
-    assert "1 failed, 1 passed, 1 deselected, 1 error" in out  # an error: the skip of a fixture
-    assert "may not skip" in out and "nothing there" in out
+    assert "2 failed, 1 passed, 1 deselected, 1 error" in out  # an error: the skip of a fixture
+    assert "as SAYAGAIN_REQUIRE names prism" in out and "nothing there" in out
+    assert "test_unmarked: may not skip, as it has no marker of a need" in out
+
+
+def test_a_need_that_is_not_required_may_be_missing(sample):
+    code, out = sample("-k", "need", SAYAGAIN_REQUIRE="dag")
+    assert code == 0 and "1 skipped" in out
 
 
 def test_long_runs_only_when_asked_for(sample):
     code, out = sample("-m", "soak")
     assert code == 0
-    assert "1 passed, 3 deselected" in out
+    assert "1 passed, 4 deselected" in out
