@@ -94,15 +94,20 @@ def build_goals(
 
 
 def _indexed_links(texts: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
-    """i < j, users, weight, mean, sure (sum of log P(no user meant it), of likely links only), both directions together, sorted."""
-    rows = texts.select("locale", "utterance", i=pl.int_range(pl.len(), dtype=pl.Int64))
+    """i < j, users, weight, mean, doubt (log P(no user asked again); 0 where that is no evidence), both directions together, sorted.
+
+    A link counts where it is likely, and where its source is not a text that is served anyhow: who leaves a request that
+    works went on to something else, or belongs to a ring that wants it taken over.
+    """
+    rows = texts.select("locale", "utterance", "served", i=pl.int_range(pl.len(), dtype=pl.Int64))
+    counts = (pl.col("mean") >= 0.5) & (pl.col("served").fill_null(0.0) < SERVED)
     return (
         links.filter(pl.col("source") != pl.col("target"), pl.col("users") > 0)
         .select("locale", "source", "target", "users", "weight")
         .join(rows, left_on=["locale", "source"], right_on=["locale", "utterance"])
-        .join(rows.rename({"i": "j"}), left_on=["locale", "target"], right_on=["locale", "utterance"])
+        .join(rows.select("locale", "utterance", j="i"), left_on=["locale", "target"], right_on=["locale", "utterance"])
         .with_columns(mean=(pl.col("weight") / pl.col("users")).clip(0.0, 1.0))
-        .with_columns(doubt=pl.when(pl.col("mean") >= 0.5).then(pl.col("users") * (1 - pl.col("mean").clip(0, 0.99)).log()).otherwise(0.0))
+        .with_columns(doubt=pl.when(counts).then(pl.col("users") * (1 - pl.col("mean").clip(0, 0.99)).log()).otherwise(0.0))
         .with_columns(i=pl.min_horizontal("i", "j"), j=pl.max_horizontal("i", "j"))
         .group_by("i", "j")
         .agg(pl.col("users").sum(), pl.col("weight").sort().sum(), pl.col("doubt").sort().sum())

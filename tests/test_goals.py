@@ -198,6 +198,16 @@ def test_a_bridge_does_not_chain_two_crowds():
     assert groups(whole) == groups(bridged)
 
 
+def test_a_ring_cannot_join_a_text_that_works():
+    """Nine accounts say a working request and then theirs: who leaves what works did not ask for it again."""
+    t, vectors, asked, s = kitchen()
+    t = pl.concat([t, texts([("open my shop", 9, 0.95)])])
+    ring = links([("kitchen light on", "open my shop", 9, 8.9), ("what a day", "open my shop", 9, 8.9)])
+    graph = build_goals(t, None, pl.concat([asked, ring]), s)
+    assert goal_of(graph, "open my shop") != goal_of(graph, "kitchen light on")
+    assert goal_of(graph, "open my shop") == goal_of(graph, "what a day")  # of a text that is not known to work, it may be true
+
+
 def test_certain_links_give_the_components_of_networkx():
     import networkx as nx
 
