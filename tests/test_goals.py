@@ -200,7 +200,7 @@ def test_a_bridge_does_not_chain_two_crowds():
 
 def test_a_ring_cannot_join_a_text_that_works():
     """Nine accounts say a working request and then theirs: who leaves what works did not ask for it again."""
-    t, vectors, asked, s = kitchen()
+    t, _, asked, s = kitchen()
     t = pl.concat([t, texts([("open my shop", 9, 0.95)])])
     ring = links([("kitchen light on", "open my shop", 9, 8.9), ("what a day", "open my shop", 9, 8.9)])
     graph = build_goals(t, None, pl.concat([asked, ring]), s)
