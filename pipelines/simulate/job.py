@@ -53,7 +53,7 @@ def run(options: SimulateOptions, progress: Callable[[str], None] | None = None)
         shown = ""
         for date, locale, log, truth, flat in game.days():
             if progress and shown != date:
-                progress(f"{date}: {rows} rows so far")
+                progress(f"playing {date}, {rows} rows so far")
                 shown = date
             logs.write(date, log)
             truths.write(date, truth)
@@ -254,13 +254,16 @@ def read_rewrites(path: str) -> dict[str, dict[str, tuple[str, str]]]:
     if missing:
         raise InputError(f"--rewrites {where}: column {', '.join(sorted(missing))} is missing; it has {', '.join(table.column_names)}")
     out: dict[str, dict[str, tuple[str, str]]] = {}
-    ids = table["rewrite_id"].to_pylist() if "rewrite_id" in table.column_names else [None] * table.num_rows
-    for locale, source, target, i in zip(
-        table["locale"].to_pylist(), table["source"].to_pylist(), table["target"].to_pylist(), ids, strict=True
-    ):
+    names = [n for n in ("locale", "source", "target", "rewrite_id") if n in table.column_names]
+    try:
+        table = table.select(names).cast(pa.schema([(n, pa.string()) for n in names]))
+    except pa.ArrowInvalid as error:
+        raise InputError(f"--rewrites {where}: {', '.join(names)} should be texts ({error})") from None
+    for row in table.to_pylist():
+        locale, source, target = row["locale"], row["source"], row["target"]
         if locale is None or source is None or target is None or key(source) == key(target):
             continue
-        out.setdefault(locale, {})[key(source)] = (target, i or rewrite_id(locale, key(source), key(target)))
+        out.setdefault(locale, {})[key(source)] = (target, row.get("rewrite_id") or rewrite_id(locale, key(source), key(target)))
     return out
 
 

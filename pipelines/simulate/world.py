@@ -122,25 +122,31 @@ def build(locale: str, seed: int, unknown: float) -> Language:
 
 
 def flip(language: Language, share: float, seed: int) -> np.ndarray:
-    """`heard` from the day on which misheard forms change their meaning: int (G, W, V).
+    """`heard` from the day on which misheard forms change their meaning: int (G, 2 * W, V).
 
-    A share of the misheard forms that are not served change places with forms of another goal of about the same popularity:
+    A share of the misheard forms that are never served change places with a form of another goal that is said about as often:
     what users of one goal were heard as, users of the other are heard as now. Traffic and failures stay as they were.
     """
-    rng, heard = generator(seed, language.locale, "flip"), language.heard.copy()
-    goal = np.broadcast_to(np.arange(heard.shape[0])[:, None, None], heard.shape)
-    fails = ~(language.works[heard] & (language.meaning[heard] == goal))
-    at = np.flatnonzero(fails.ravel() & (rng.random(heard.size) < share))
-    popularity = np.diff(language.goal_cdf, prepend=0.0)
-    form = np.unravel_index(at, heard.shape)
-    # by the rank of the misheard form, then by the popularity of the goal: partners are said about equally often
-    at = at[np.lexsort((at, -popularity[form[0]], form[1], form[2]))]
-    half = at.size // 2
-    a, b = at[: 2 * half : 2], at[1 : 2 * half : 2]
-    other = goal.ravel()[a] != goal.ravel()[b]
-    flat = heard.ravel()
-    flat[a[other]], flat[b[other]] = flat[b[other]].copy(), flat[a[other]].copy()
-    return flat.reshape(heard.shape)
+    heard, n = language.heard, len(language.texts)
+    goal = np.broadcast_to(np.arange(heard.shape[0])[:, None, None], heard.shape).ravel()
+    usual = np.diff(language.wording_cdf, axis=1, prepend=0.0)[language.goal_intent]
+    often = (
+        np.diff(language.goal_cdf, prepend=0.0)[:, None, None] * np.hstack([usual, usual])[:, :, None] / (1.0 + np.arange(heard.shape[2]))
+    )
+    text, often = heard.ravel(), np.broadcast_to(often, heard.shape).ravel()
+    said_by = np.zeros(n, np.int64)  # the goal that a form is heard from most
+    order = np.argsort(often, kind="stable")
+    said_by[text[order]] = goal[order]
+    never = np.bincount(text, often, n) > 0
+    never[text[language.works[text] & (language.meaning[text] == goal)]] = False
+    never[language.said] = False
+    at = np.flatnonzero(never & (generator(seed, language.locale, "flip").random(n) < share))
+    at = at[np.argsort(-np.bincount(text, often, n)[at], kind="stable")]
+    a, b = at[: at.size // 2 * 2 : 2], at[1::2]
+    other = said_by[a] != said_by[b]
+    place = np.arange(n)
+    place[a[other]], place[b[other]] = b[other], a[other]
+    return place[heard]
 
 
 def _goals(spec: dict) -> tuple[list[str], list[dict[str, str]], np.ndarray]:
