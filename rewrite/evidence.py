@@ -169,6 +169,7 @@ class Options:
     score: float = 0.3  # least share of the source's evidence that goes to the goal
     votes: float = 0.5  # least evidence from users for the goal: content alone proposes nothing
     repeaters: float = 0.5  # share of voters who did it again and again, from which the pair is left out
+    lift: float = 0.8  # least probability that the target does better than the source left alone
     label: float = 0.7  # least confidence of a label
     negatives: int = 2  # per positive pair
     pairs_per_goal: int = 40

@@ -39,7 +39,7 @@ class Pool:
     meanings: id, intent, slots, users, served (millionths), assistant_version; most served first within a text.
     asks: s, t, ask, value (millionths), step, events; of turns that were left alone.
     reach: s, t, score; of the absorbing chain, t other than s and likely served.
-    treated: locale, source, target (strings), users, success, low; causes: id, cause, cause_probability.
+    treated: locale, source, target (strings), users, success, low, better; causes: id, cause, cause_probability.
     """
 
     texts: pl.DataFrame
@@ -108,7 +108,7 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
         .unique("id", keep="first", maintain_order=True)
         .select("id", "cause", "cause_probability")
     )
-    return Pool(texts, meanings, asks, _reach(texts, asks), _treated(evidence["treated"], locales, pooled.curves), causes)
+    return Pool(texts, meanings, asks, _reach(texts, asks), _treated(evidence["treated"], texts, locales, pooled.curves), causes)
 
 
 def _numbers(utterances: pl.Series) -> pl.Series:
@@ -154,16 +154,22 @@ def _reach(texts: pl.DataFrame, asks: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame({"s": states[s], "t": states[t], "score": score}).filter(pl.col("s") != pl.col("t"), pl.Series(served[t] >= 0.5))
 
 
-def _treated(treated: pl.DataFrame, locales: pl.Series, curves: tuple[success.Curve, ...]) -> pl.DataFrame:
-    """Pooled success of every pair that was served live, under that treatment alone."""
+def _treated(treated: pl.DataFrame, texts: pl.DataFrame, locales: pl.Series, curves: tuple[success.Curve, ...]) -> pl.DataFrame:
+    """Pooled success of every pair that was served live, under that treatment alone; `better` = P(above the source left alone)."""
     treated = treated.filter(pl.col("target").is_not_null())
     pairs = treated.select("locale", "source", "target").unique().sort("locale", "source", "target").with_row_index("pair")
     votes = treated.join(pairs, on=["locale", "source", "target"])
     group = pairs["locale"].replace_strict(locales, pl.Series(range(len(locales)), dtype=pl.Int64)).to_numpy()
     pooled = success.pool(votes["pair"].to_numpy(), votes["bin"].to_numpy(), votes["users"].to_numpy(), group, curves)
     users = votes.group_by("pair").agg(pl.col("users").sum())
+    alone = texts.select("locale", "served", source="utterance")
+    served = pairs.join(alone, on=["locale", "source"], how="left", maintain_order="left")["served"].to_numpy()
     return (
-        pairs.with_columns(success=pl.Series(pooled.mean, dtype=pl.Float64), low=pl.Series(pooled.quantile(LOWER), dtype=pl.Float64))
+        pairs.with_columns(
+            success=pl.Series(pooled.mean, dtype=pl.Float64),
+            low=pl.Series(pooled.quantile(LOWER), dtype=pl.Float64),
+            better=pl.Series(1 - pooled.below(served), dtype=pl.Float64),
+        )
         .join(users, on="pair", how="left", maintain_order="left")
         .drop("pair")
     )

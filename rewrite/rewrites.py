@@ -42,11 +42,12 @@ EXTRA: dict[str, type[pl.DataType]] = {
     "goal_users": pl.Int64,
     "support": pl.Float64,
     "likeness": pl.Float64,
+    "lift_probability": pl.Float64,
     "treated_users": pl.Int64,
     "treated_served": pl.Float64,
 }
 """Columns beyond the contract: untouched votes behind source_served; users who went from the source into the goal; users'
-evidence for the goal (votes or chain); likeness of source and target; live evidence of this very pair."""
+evidence for the goal (votes or chain); likeness of source and target; P(lift > 0); live evidence of this very pair."""
 
 
 def mine(pool: Pool, options: Options) -> pl.DataFrame:
@@ -183,7 +184,7 @@ def _missing(pairs: pl.DataFrame, values: str, text: str, other: str) -> pl.Seri
 
 
 def _score(into: pl.DataFrame, pool: Pool) -> pl.DataFrame:
-    """Adds likeness, `score` (the goal's share of the source's evidence), `right` (that this is the goal) and its lower bound `low`."""
+    """Adds likeness, `score` (the goal's share of the source's evidence), `right` (that this is the goal) its lower bound `low`, and `better`, P(lift > 0)."""
     s, t = into["s"].to_numpy(), into["t"].to_numpy()
     alike = Likeness(pool.texts["utterance"]).cosine(s, t)
     same_goal = (pool.column("goal")[s] == pool.column("goal")[t]) * pool.column("membership")[s]
@@ -197,9 +198,16 @@ def _score(into: pl.DataFrame, pool: Pool) -> pl.DataFrame:
     a = support + PRIOR_USERS * q
     b = np.maximum(n, support) + PRIOR_USERS - a
     share = a / (a + b)
-    low = special.betaincinv(a, np.maximum(b, 1e-6), LOWER) if len(s) else a
+    b = np.maximum(b, 1e-6)
+    low = special.betaincinv(a, b, LOWER)
+    served = pool.column("served")
+    as_good = special.expit((special.logit(np.minimum(served[s] / served[t], 1)) - SHIFT) / SHARPEN)  # the share that lifts nothing
     return into.with_columns(
-        likeness=pl.Series(alike), score=pl.Series(share), right=pl.Series(_sharpened(share)), low=pl.Series(_sharpened(low))
+        likeness=pl.Series(alike),
+        score=pl.Series(share),
+        right=pl.Series(_sharpened(share)),
+        low=pl.Series(_sharpened(low)),
+        better=pl.Series(1 - special.betainc(a, b, as_good)),
     )
 
 
@@ -225,7 +233,7 @@ def _with_live(into: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         pool.treated.join(ids.rename({"utterance": "source", "id": "s"}).drop("goal"), on=["locale", "source"])
         .join(ids.rename({"utterance": "target", "id": "t"}), on=["locale", "target"])
         .filter(pl.col("s") != pl.col("t"))
-        .select("s", "t", "goal", treated_users="users", treated_served="success", treated_low="low")
+        .select("s", "t", "goal", treated_users="users", treated_served="success", treated_low="low", treated_better="better")
     )
     rows = into.join(live.drop("goal"), on=["s", "t"], how="full", coalesce=True, maintain_order="left_right")
     goal = pool.texts.select(t="id", of="goal")
@@ -250,6 +258,7 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
     rows = rows.with_columns(
         probability=pl.when("live").then("treated_served").otherwise("chance"),
         lower=pl.when("live").then("treated_low").otherwise("chance_low"),
+        lift_probability=pl.when("live").then("treated_better").otherwise(pl.col("better").fill_null(0.0)),
     )
     open_ = pl.col("s_hidden").not_() & pl.col("t_hidden").not_()
     rank = pl.struct(-pl.col("live").cast(pl.Int8), -pl.col("probability"), -pl.col("score").fill_null(0.0), "t").rank("ordinal").over("s")
@@ -266,7 +275,7 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
         .then(pl.lit("treated_failed"))
         .when(~pl.col("first_choice"))
         .then(pl.lit("other_goal"))
-        .when(pl.col("live") & (pl.col("lower") > pl.col("source_served")))
+        .when(pl.col("live") & (pl.col("lift_probability") >= options.lift))
         .then(pl.lit("live"))
         .when(pl.col("blocked").is_not_null())
         .then(pl.col("blocked"))
@@ -278,7 +287,7 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
         .then(pl.lit("repeaters"))
         .when(~pl.col("alone") & (pl.col("second") > AMBIGUOUS * pl.col("score")))
         .then(pl.lit("ambiguous"))
-        .when(pl.col("lower") <= pl.col("source_served"))
+        .when(pl.col("lift_probability") < options.lift)
         .then(pl.lit("no_lift"))
         .otherwise(pl.lit("goal"))
     )

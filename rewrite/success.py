@@ -75,9 +75,9 @@ class Pooled:
         """The smallest rate of the grid with at least `level` of the posterior at or below it, per item."""
         return GRID[np.minimum((self.posterior.cumsum(axis=1) < level).sum(axis=1), len(GRID) - 1)]
 
-    def below(self, rate: float) -> np.ndarray:
-        """P(theta < rate) per item."""
-        return self.posterior[:, rate > GRID].sum(axis=1)
+    def below(self, rate: float | np.ndarray) -> np.ndarray:
+        """P(theta < rate) per item; one rate, or one per item."""
+        return (self.posterior * (np.reshape(rate, (-1, 1)) > GRID)).sum(axis=1)
 
 
 def pool(
