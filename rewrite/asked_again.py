@@ -170,7 +170,9 @@ def _friction_rule(x: np.ndarray) -> np.ndarray:
 # ---- fitting -----------------------------------------------------------------------------------------------------------
 
 
-def _fit_detectors(turns, neighbours, friction, stats, seed, max_pairs) -> dict[tuple[str, str], Detector]:
+def _fit_detectors(
+    turns: pl.DataFrame, neighbours: pl.DataFrame, friction: np.ndarray, stats: dict[str, TextStats], seed: int, max_pairs: int
+) -> dict[tuple[str, str], Detector]:
     n = neighbours.height
     i, j, gap = (neighbours[c].to_numpy() for c in ("i", "j", "gap_s"))
     locale = neighbours["locale"]
@@ -240,7 +242,7 @@ def _co_em(x: np.ndarray, chance: np.ndarray, log_gap: np.ndarray, friction: np.
     return Detector(base, trees, friction_trees, mean, text, gap, unrelated, n)
 
 
-def _trees(x, y, signs, weight, seed: int, rounds: int) -> str:
+def _trees(x: np.ndarray, y: np.ndarray, signs: list[int], weight: np.ndarray | None, seed: int, rounds: int) -> str:
     """Monotone gradient-boosted trees on soft targets, in LightGBM's text form."""
     import lightgbm as lgb
 
@@ -268,7 +270,7 @@ def _predict(trees: str, x: np.ndarray) -> np.ndarray:
 
     if not len(x):
         return np.zeros(0)
-    return lgb.Booster(model_str=trees).predict(x, raw_score=True, num_threads=1)
+    return np.asarray(lgb.Booster(model_str=trees).predict(x, raw_score=True, num_threads=1))
 
 
 def _text_features(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats) -> np.ndarray:

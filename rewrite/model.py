@@ -191,5 +191,5 @@ _ARRAYS = ("ngram_columns", "ngram_counts", "word_columns", "word_counts", "know
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:
     out = io.BytesIO()
-    np.savez_compressed(out, **arrays)
+    np.savez_compressed(out, allow_pickle=False, **arrays)  # type: ignore[arg-type]
     return out.getvalue()

@@ -59,8 +59,7 @@ def cells(turns: pl.DataFrame, scored: pl.DataFrame, gap_s: float = SESSION_GAP_
     # A retry takes what is known of the turn that stands for it: the next one that is none.
     stands = np.where(turns["is_retry"].to_numpy(), n, np.arange(n))
     stands = np.minimum.accumulate(stands[::-1])[::-1]
-    friction, nxt, censored, again = (x[stands] for x in (friction, nxt, censored, again))
-    return pl.DataFrame({"friction": friction, "next": nxt, "censored": censored, "p_again": again})
+    return pl.DataFrame({"friction": friction, "next": nxt, "censored": censored, "p_again": again})[stands]
 
 
 def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = SESSION_GAP_S) -> Model:
@@ -234,8 +233,8 @@ CAUSE_NAMES = ("unknown", "asr", "wording", "entity", "unsupported", "user")
 def _causes(turns: pl.DataFrame, scored: pl.DataFrame, seen: pl.DataFrame, model: Model) -> tuple[list[str], np.ndarray]:
     """Likeliest cause if the turn failed, and its probability: a softmax over evidence weighed by hand (a first version).
 
-    Misheard texts are rare ones that the person then says alike (a few letters apart), or that were heard with low
-    confidence; a wording problem is followed by other words; an entity problem by the same words but one; a request
+    Misheard texts are rare ones that the person then says alike (a few letters apart), that were heard with low
+    confidence, or that were understood with confidence and failed all the same; a wording problem is followed by other words; an entity problem by the same words but one; a request
     that many make and that is refused to all is unsupported; a cancelled one is the person's own.
     """
     n = turns.height
@@ -245,19 +244,20 @@ def _causes(turns: pl.DataFrame, scored: pl.DataFrame, seen: pl.DataFrame, model
     edit[at], jaccard[at], again[at] = (first[c].to_numpy() for c in ("edit", "jaccard", "probability"))
     rare = np.ones(n)
     low = np.zeros(n)
+    sure = turns["intent_confidence"].fill_null(0.5).fill_nan(0.5).to_numpy()
     for locale, rows in _by_locale(turns):
         if locale in model.stats:
             keys = turns["key"].gather(rows)
             distinct = keys.unique().sort()
-            known = pl.Series(model.stats[locale].log_frequency(distinct.to_list()) > 0).cast(pl.Float64)
-            rare[rows] = 1.0 - keys.replace_strict(distinct, known, return_dtype=pl.Float64).to_numpy()
+            seldom = pl.Series(1.0 / (1.0 + model.stats[locale].log_frequency(distinct.to_list())))
+            rare[rows] = keys.replace_strict(distinct, seldom, return_dtype=pl.Float64).to_numpy()
         if deciles := model.asr_confidence.get(locale):
             c = turns["asr_confidence"].gather(rows).fill_null(np.nan).to_numpy()
             low[rows] = np.where(np.isnan(c), 0.0, 0.5 - np.searchsorted(deciles, c) / (len(deciles) + 1))
     status = seen["friction"].to_numpy() // 6
     refused, cancelled = np.isin(status, [1, 2]), status == 3
     score = np.zeros((n, len(CAUSE_NAMES)))
-    score[:, 1] = -1.0 + 2.0 * rare + 3.0 * again * (edit - 0.4) + 3.0 * low
+    score[:, 1] = -2.0 + 2.0 * rare + 3.0 * again * (edit - 0.4) + 3.0 * low + 2.0 * (sure - 0.5)
     score[:, 2] = -0.5 + 2.0 * again * (0.7 - edit)
     score[:, 3] = -1.5 + 2.0 * again * (jaccard > 0.5) * (edit < 0.85)
     score[:, 4] = -1.5 + 2.0 * refused * (1 - rare) * (1 - again)

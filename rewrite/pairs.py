@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import polars as pl
+import scipy.sparse as sp
 
+from rewrite import ngrams
 from rewrite.contracts import TURNS
 from rewrite.model import TextStats
 
@@ -75,15 +75,13 @@ def candidate_pairs(turns: pl.DataFrame, max_lag: int = MAX_LAG) -> pl.DataFrame
     run, retry = t["run"].to_numpy(), t["is_retry"].to_numpy()
     real = np.flatnonzero(~retry)
     firsts, seconds, lags = [np.flatnonzero(retry)], [np.flatnonzero(retry) + 1], [np.zeros(int(retry.sum()), np.int8)]
-    for lag in range(1, max_lag + 1):
-        i, j = real[:-lag], real[lag:]
-        ok = run[i] == run[j]
-        firsts.append(i[ok])
-        seconds.append(j[ok])
-        lags.append(np.full(int(ok.sum()), lag, np.int8))
-    i, j, lag = (np.concatenate(x) for x in (firsts, seconds, lags))
-    order = np.lexsort((j, i))
-    i, j, lag = i[order], j[order], lag[order]
+    for back in range(1, max_lag + 1):
+        ok = run[real[:-back]] == run[real[back:]]
+        firsts.append(real[:-back][ok])
+        seconds.append(real[back:][ok])
+        lags.append(np.full(int(ok.sum()), back, np.int8))
+    order = np.lexsort((np.concatenate(seconds), np.concatenate(firsts)))
+    i, j, lag = (np.concatenate(x)[order] for x in (firsts, seconds, lags))
     at = t["timestamp"].to_physical().to_numpy()
     code = _codes(t["key"])
     return pl.DataFrame(
@@ -105,24 +103,17 @@ def _codes(keys: pl.Series) -> np.ndarray:
     return keys.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
 
 
-@dataclass(frozen=True)
 class Texts:
     """Distinct texts of one locale, measured once: what the features of any pair of them are made from."""
 
-    keys: list[str]
-    stats: TextStats
-
-    def __post_init__(self) -> None:
-        from rewrite import ngrams
-
-        w = ngrams.words(self.keys)
-        w.data = self.stats.word_idf[w.indices]
-        reference = self.stats.vectors(list(self.stats.reference)) if self.stats.reference else None
-        object.__setattr__(self, "vectors", self.stats.vectors(self.keys))
-        object.__setattr__(self, "words", w)
-        object.__setattr__(self, "mass", np.asarray(w.sum(axis=1)).ravel())
-        object.__setattr__(self, "frequency", self.stats.log_frequency(self.keys))
-        object.__setattr__(self, "near", None if reference is None else _nearness(self.vectors, reference))
+    def __init__(self, keys: list[str], stats: TextStats):
+        self.keys = keys
+        self.vectors = stats.vectors(keys)
+        self.words = ngrams.words(keys)
+        self.words.data = stats.word_idf[self.words.indices]
+        self.mass = np.asarray(self.words.sum(axis=1)).ravel()
+        self.frequency = stats.log_frequency(keys)
+        self.near = _nearness(self.vectors, stats.vectors(list(stats.reference))) if stats.reference else None
 
     def features(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """TEXT_FEATURES of the pairs (keys[a], keys[b]): shape (n, features), float64. `chance` is NaN without a reference."""
@@ -153,7 +144,7 @@ class Texts:
         return x
 
 
-def _nearness(vectors, reference) -> np.ndarray:
+def _nearness(vectors: sp.csr_matrix, reference: sp.csr_matrix) -> np.ndarray:
     """Cosines of all texts with the reference turns, shape (texts, references), float32; only columns of the reference count."""
     columns = np.unique(reference.indices)
     dense = reference[:, columns].toarray().T

@@ -88,7 +88,7 @@ def test_the_model_survives_its_files():
     assert back.to_files() == files and back.fingerprint == model.fingerprint
     for one, two in zip(detect(turns, model), detect(turns, back), strict=True):
         assert one.equals(two)
-    with pytest.raises(ValueError, match="model.json is missing"):
+    with pytest.raises(ValueError, match=r"model\.json is missing"):
         Model.from_files({})
     with pytest.raises(ValueError, match="version 99"):
         Model.from_files({"model.json": b'{"version": 99}'})
@@ -157,7 +157,7 @@ def test_locales_and_channels_with_enough_pairs_learn_for_themselves(monkeypatch
 
 def turn(n: int, text: str, seconds: float, **more) -> dict:
     base = {"turn_id": f"t{n}", "timestamp": NOON + timedelta(seconds=seconds), "user_key": "u", "locale": "xx", "session": 0, "utterance": text}
-    return {k: None for k in ("served_utterance", "rewrite_id", "treatment", "status", "intent")} | base | more
+    return dict.fromkeys(("served_utterance", "rewrite_id", "treatment", "status", "intent")) | base | more
 
 
 def test_retries_vote_nowhere_and_take_the_last_answer():
@@ -202,7 +202,7 @@ def test_repeats_make_no_link_and_the_greatest_link_wins():
     got = linked({(0, 1): 0.9, (1, 2): 0.8, (4, 5): 0.6}, rows)
     links = got.filter(kind="transition").select("source", "target", "value", "events").rows()
     assert links == [("aa", "bb", 0.8, 2)]
-    assert got.filter(kind="outcome", source="aa").select("events").rows() == [(3,)]
+    assert got.filter(kind="outcome", source="aa")["events"].sum() == 3  # rows differ in what likely went wrong
 
 
 def test_what_was_served_is_not_what_was_said():
@@ -233,7 +233,7 @@ def turns_of(folder: Path) -> pl.DataFrame:
     new = ((pl.col("timestamp").diff().dt.total_seconds() > 600) | (pl.col("session_id") != pl.col("session_id").shift())).fill_null(False)
     log = log.with_columns(session=new.cast(pl.Int32).cum_sum().over("user_key", "date"))
     rewritten = pl.when(pl.col("rewrite_id").is_not_null()).then(pl.lit("rewritten")) if "rewrite_id" in log.columns else pl.lit(None, pl.String)
-    return frame(log.with_columns(treatment=rewritten).select(c for c in log.columns + ["treatment"] if c in contracts.TURNS.names).to_dicts())
+    return frame(log.with_columns(treatment=rewritten).select(c for c in [*log.columns, "treatment"] if c in contracts.TURNS.names).to_dicts())
 
 
 @pytest.mark.slow
