@@ -284,12 +284,13 @@ def _great_expectations() -> Iterator[_Judge]:
     import logging
 
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    log = logging.getLogger("great_expectations")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    log, silence = logging.getLogger("great_expectations"), logging.NullHandler()
+    propagate, log.propagate = log.propagate, False  # its modules set levels of their own
+    log.addHandler(silence)
     try:
         import great_expectations as gx
 
         yield _Judge(gx)
     finally:
-        log.setLevel(level)
+        log.propagate = propagate
+        log.removeHandler(silence)

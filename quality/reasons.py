@@ -10,6 +10,7 @@ REASONS: Final = {
     "live": "it serves users already, and they are served",
     "ambiguous": "users of the source want several different things",
     "few_votes": "too few users asked again after the source",
+    "no_lift": "serving the target gains nothing over leaving the source alone",
     "no_outside_users": "nobody but those who went from the source said the target: it may be made up for the pair",
     "no_served_target": "no text of the goal is served often enough to be a target",
     "other_goal": "users of the source end on another goal more often",
@@ -25,6 +26,8 @@ REASONS: Final = {
     "unsure": "no intent is likely enough",
     "no_intent": "the log does not say what the assistant understood",
     # pairs
+    "pairs.goal": "two texts of one goal",
+    "negative_other_split": "its negative belongs to another split; the pair has others",
     "no_negative": "no alike text of another meaning was found",
     "goal_unknown": "its goal is not among the goals that k users share",
     "other_split": "its two sides belong to different splits",
@@ -42,11 +45,18 @@ REASONS: Final = {
     "no_evidence": "the window holds no evidence for it any more",
     # rejected log rows
     "bad_json": "a line that is not a JSON object",
+    "bad_timestamp": "a time that is none, or is impossible",
+    "missing_timestamp": "no time",
+    "missing_turn_id": "no turn id",
+    "missing_user": "no user",
+    "blank_utterance": "nothing was said",
+    "too_long": "more than 1,000 characters",
+    "duplicate": "the same row came before",
     "turn_id_conflict": "another row has the same turn id",
 }
 """Reason code -> sentence. A code that is not here is shown as it is."""
 
 
-def sentence(code: str) -> str:
-    """The sentence of a reason code; the code itself, spaced, when it is unknown."""
-    return REASONS.get(code, code.replace("_", " "))
+def sentence(code: str, table: str = "") -> str:
+    """The sentence of a reason code, which may mean something else in one table; the code, spaced, when it is unknown."""
+    return REASONS.get(f"{table}.{code}") or REASONS.get(code, code.replace("_", " "))

@@ -227,7 +227,12 @@ def _goals(goals: pl.DataFrame, cleared: pl.DataFrame, k: int, drops: list[pl.Da
         "below_k": (pl.col("users") < k) | ~pl.lit(_is_cleared(goals, cleared, "locale", "utterance")),
         "placeholder": has_placeholder("utterance"),
     }
-    return _without_doubles(_keep(goals, "goals", _first_reason(goals, reasons), drops), "goals", drops)
+    goals = _without_doubles(_keep(goals, "goals", _first_reason(goals, reasons), drops), "goals", drops)
+    # a goal whose exemplars stay home is named by the best text that is left
+    best = ["membership", "users", "locale", "utterance"]
+    goals = goals.sort("goal_id", *best, descending=[False, True, True, False, False])
+    promoted = ~pl.col("is_exemplar").any().over("goal_id") & pl.col("goal_id").is_first_distinct()
+    return goals.with_columns(is_exemplar=pl.col("is_exemplar") | promoted)
 
 
 def _rewrites(table: pl.DataFrame, cleared: pl.DataFrame, k: int, drops: list[pl.DataFrame]) -> pl.DataFrame:
@@ -338,9 +343,12 @@ def _pair_splits(pairs: pl.DataFrame, splits: pl.DataFrame, drops: list[pl.DataF
     across = (pl.col("_anchor") != pl.col("_positive")) | (pl.col("_anchor") == "none")
     pairs = _keep(pairs, "pairs", _first_reason(pairs, {"other_split": across}), drops)
     inside = (pl.col("_negative") == pl.col("_anchor")).fill_null(False)
-    pairs = pairs.with_columns(pl.when(inside).then("negative"), pl.when(inside).then("negative_origin"), split="_anchor").sort(
-        *UNIQUE_KEYS["pairs"], "weight", "goal_id", "negative_origin", descending=[False] * 5 + [True, False, False]
-    )
+    pairs = pairs.with_columns(pl.when(inside).then("negative"), pl.when(inside).then("negative_origin"), split="_anchor")
+    order = [*UNIQUE_KEYS["pairs"], "weight", "goal_id", "negative_origin"]
+    pairs = pairs.sort(order, descending=[c == "weight" for c in order])
+    # without its negative a row says nothing that the pair's other rows do not say
+    bare = pl.col("negative").is_null() & pl.col("negative").is_not_null().any().over(UNIQUE_KEYS["pairs"][:4])
+    pairs = _keep(pairs, "pairs", _first_reason(pairs, {"negative_other_split": bare}), drops)
     return _without_doubles(pairs, "pairs", drops)
 
 

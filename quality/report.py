@@ -283,7 +283,7 @@ def _candidates(data: ReportData) -> str:
     order = sorted(counts, key=lambda g: (g[0], g[1] != "proposed", -counts[g], g[2]))
     top = max(counts.values())
     rows = "".join(
-        f"<tr><td>{html(t)}</td><td>{html(d)}</td><td>{html(sentence(r))} <code class='soft'>{html(r)}</code></td>"
+        f"<tr><td>{html(t)}</td><td>{html(d)}</td><td>{html(sentence(r, t))} <code class='soft'>{html(r)}</code></td>"
         f'<td class="bar"><i style="width:{100 * counts[t, d, r] / top:.1f}%"></i></td><td class="n">{counts[t, d, r]:,}</td></tr>'
         for t, d, r in order
     )

@@ -169,6 +169,21 @@ def test_negatives_of_another_split_go() -> None:
     assert row["negative"] is None and row["negative_origin"] is None and row["split"] == split_of("g1")
 
 
+def test_a_pair_keeps_the_negatives_of_its_own_split() -> None:
+    other = next(g for g in map(str, range(99)) if split_of(g) != split_of("g1"))
+    goals = [goal("turn on the light"), goal("light on"), goal("play jazz", other), goal("lamp off")]
+    pairs = [pair("turn on the light", "light on", "play jazz"), pair("turn on the light", "light on", "lamp off")]
+    release = build(world(goals=goals, labels=[], rewrites=[], pairs=pairs))
+    assert release.tables["pairs"]["negative"].to_list() == ["lamp off"]
+    assert dropped(release) == {("pairs", "negative_other_split"): 1}
+
+
+def test_a_goal_always_has_an_exemplar() -> None:
+    goals = [goal("rare", users=2), goal("light on", is_exemplar=False, membership=0.5), goal("lamp on", is_exemplar=False, membership=0.7)]
+    release = build(world(goals=goals, labels=[], rewrites=[], pairs=[]))
+    assert release.tables["goals"].filter("is_exemplar")["utterance"].to_list() == ["lamp on"]
+
+
 def test_split_shares() -> None:
     shares = pl.Series([split_of(f"g{i}") for i in range(20_000)]).value_counts(normalize=True)
     assert {s: round(p, 2) for s, p in shares.iter_rows()} == {"train": 0.8, "dev": 0.1, "test": 0.1}

@@ -16,6 +16,7 @@ from release_world import AS_OF, build, frame, goal, label, rewrite, world
 from quality.data_card import data_card
 from quality.gates import Verdict, Verdicts
 from quality.goalmap import draw, goal_map
+from quality.reasons import sentence
 from quality.report import MAX_JSON, clean, render_report
 from quality.reportdata import ReportData, report_data
 from rewrite.contracts import CANDIDATES, GOAL_EDGES
@@ -174,6 +175,11 @@ def test_it_stays_under_five_megabytes() -> None:
     text = render_report(data)
     assert len(text.encode()) < 5_000_000
     assert "The top " in text and all(len(json.dumps(t)) < 2 * MAX_JSON for t in Page(text).tables.values())
+
+
+def test_reasons_are_sentences() -> None:
+    assert sentence("weak") == "the gain is not proven" and sentence("brand_new") == "brand new"
+    assert sentence("goal", "pairs") == "two texts of one goal" != sentence("goal", "rewrites")
 
 
 def test_many_locales_share_a_column() -> None:
