@@ -15,7 +15,7 @@ from pipelines.simulate.world import NO_MATCH, Language, generator
 REQUESTS = 6  # at most in a session
 ATTEMPTS = 4  # at most for one request
 ONE_MORE = 0.5  # chance of a further request in the session
-SIMILAR, ROUTINE = 0.13, 0.06  # next request: same intent with another value; one that tends to follow; else anything
+SIMILAR, ROUTINE = 0.13, 0.12  # next request: same intent with another value; one that tends to follow; else anything
 SAME_WORDING = 0.85  # of similar requests: the wording is kept and only the value changes
 TASTE = 0.5  # share of first wordings that are this user's usual ones
 REPEAT, STRESS = 0.2, 0.3  # of requests asked again: in the very same words; in the same with a word more ("i said ...")
