@@ -141,7 +141,7 @@ def load(path: str | None) -> Config:
 def from_dict(raw: dict[str, Any], where: str = "configuration") -> Config:
     """A Config from parsed TOML. Raises UsageError with every error at once."""
     errors: list[str] = []
-    sections = {f.name: f.default.__class__ for f in fields(Config)}
+    sections: dict[str, Any] = {f.name: type(f.default) for f in fields(Config)}
     built: dict[str, Any] = {}
     for name, values in raw.items():
         if name not in sections:
@@ -188,8 +188,9 @@ def describe() -> str:
     """Every key with its default, unit, range and meaning, as TOML that can be saved and edited."""
     lines = []
     for section in fields(Config):
-        lines += [f"[{section.name}]  # {section.default.__class__.__doc__}"]
-        for f in fields(section.default.__class__):
+        made: Any = section.default
+        lines += [f"[{section.name}]  # {type(made).__doc__}"]
+        for f in fields(made):
             m = f.metadata
             default = {} if f.default is dataclasses.MISSING else f.default
             rng = f"{m['low']} to {m['high']}" if m["low"] is not None else " | ".join(repr(c) for c in m["choices"])

@@ -85,7 +85,7 @@ class Context:
         if data is None:
             if not make:
                 raise LakeError(f"{self.store.url('')}: not a lake (no lake.json); `sayagain ingest` or `sayagain mine` makes one")
-            info = {"format": FORMAT, "buckets": BUCKETS, "lake_id": secrets.token_hex(8)}
+            info: dict[str, Any] = {"format": FORMAT, "buckets": BUCKETS, "lake_id": secrets.token_hex(8)}
             info["key_fingerprint"] = _fingerprint(_user_key(info["lake_id"], make=True))
             if self.store.put_new("lake.json", (json.dumps(info, indent=1, sort_keys=True) + "\n").encode()):
                 return

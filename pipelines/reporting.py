@@ -154,12 +154,15 @@ def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -
         total[f["step"]] = total.get(f["step"], 0) + f["count"]
     if total:
         out.append(
-            "  " + " > ".join(f"{n:,} {s}" for s, n in total.items() if s in ("rows read", "turns of the window", "asked again in other words", "goals"))
+            "  "
+            + " > ".join(
+                f"{n:,} {s}" for s, n in total.items() if s in ("rows read", "turns of the window", "asked again in other words", "goals")
+            )
         )
     for table in ("rewrites", "labels", "pairs"):
         if f"{table} considered" not in total and not total.get(f"{table} considered"):
             continue
-        reasons = Counter()
+        reasons: Counter[str] = Counter()
         for c in data.candidates:
             if c["table"] == table and c["decision"] != "proposed":
                 reasons[c["reason"]] += c["count"]

@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,7 @@ class Store:
     def clear_attempt(self, attempt: str) -> None:
         self.delete(self.list(f"_attempts/{attempt}"))
 
-    def read_file(self, entry: FileEntry, columns: list[str] | None = None) -> pa.Table:
+    def read_file(self, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
         """One file of a manifest. Raises LakeError when it is gone or its size is not what the manifest says."""
         try:
             data = self.get(entry.path)
@@ -213,9 +213,11 @@ class Store:
             raise LakeError(f"{self.url(entry.path)}: named by its manifest but gone; rebuild the partition") from None
         if len(data) != entry.bytes:
             raise LakeError(f"{self.url(entry.path)}: {len(data)} bytes, the manifest says {entry.bytes}; rebuild the partition")
-        return pq.read_table(io.BytesIO(data), columns=columns)
+        return pq.read_table(io.BytesIO(data), columns=[*columns] if columns else None)
 
-    def read(self, table: str, partition: str, columns: list[str] | None = None, buckets: Iterable[int] | None = None) -> pa.Table | None:
+    def read(
+        self, table: str, partition: str, columns: Sequence[str] | None = None, buckets: Iterable[int] | None = None
+    ) -> pa.Table | None:
         """A partition as one Arrow table, None when it was never published or holds no file."""
         manifest = self.manifest(table, partition)
         if manifest is None or not manifest.files:

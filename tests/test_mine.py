@@ -58,7 +58,11 @@ def test_a_release_holds_what_it_promises(lake):
 def test_the_rewrites_are_better_than_pair_counting(lake, world):
     truth = pl.read_parquet(world / "truth.parquet")
     log = pl.read_parquet(world / "log.parquet").unique("turn_id").join(truth, on="turn_id")
-    goal = log.with_columns(u=text.key_expr("utterance")).group_by("locale", "u").agg(pl.col("goal").mode().sort().first(), pl.col("success").mean())
+    goal = (
+        log.with_columns(u=text.key_expr("utterance"))
+        .group_by("locale", "u")
+        .agg(pl.col("goal").mode().sort().first(), pl.col("success").mean())
+    )
     r = table(lake, "rewrites").join(goal, left_on=["locale", "source"], right_on=["locale", "u"])
     r = r.join(goal, left_on=["locale", "target"], right_on=["locale", "u"], suffix="_target")
     right = (r["goal"] == r["goal_target"]) & (r["success_target"] > 0.5)
@@ -68,7 +72,9 @@ def test_the_rewrites_are_better_than_pair_counting(lake, world):
 
 def test_no_personal_data_and_no_planted_rewrite_is_released(lake, world):
     planted = json.loads((world / "world.json").read_text())["planted"]
-    blob = "\n".join(p.read_text(errors="ignore") for p in (lake / "releases" / latest(lake)).iterdir() if p.suffix in {".html", ".json", ".md"})
+    blob = "\n".join(
+        p.read_text(errors="ignore") for p in (lake / "releases" / latest(lake)).iterdir() if p.suffix in {".html", ".json", ".md"}
+    )
     blob += "\n".join(table(lake, n).write_ndjson() for n in contracts.RELEASED)
     for found in planted.get("personal_data", []):
         assert found not in blob
@@ -165,7 +171,9 @@ def test_the_plan_of_a_dry_run_names_columns_and_reasons_and_writes_nothing(worl
 
 
 def test_a_log_with_nothing_to_release_ends_cleanly_and_says_why(tmp_path, capsys):
-    rows = pl.DataFrame({"turn_id": ["1", "2"], "timestamp": ["2026-01-01T00:00:00Z"] * 2, "user_id": ["a", "b"], "utterance": ["hi", "hello"]})
+    rows = pl.DataFrame(
+        {"turn_id": ["1", "2"], "timestamp": ["2026-01-01T00:00:00Z"] * 2, "user_id": ["a", "b"], "utterance": ["hi", "hello"]}
+    )
     rows.write_parquet(tmp_path / "log.parquet")
     assert main(["mine", "--logs", str(tmp_path / "log.parquet"), "--lake", str(tmp_path / "lake"), "--quiet"]) == 0
     assert "nothing" in capsys.readouterr().out.lower()
@@ -174,7 +182,7 @@ def test_a_log_with_nothing_to_release_ends_cleanly_and_says_why(tmp_path, capsy
 
 
 def test_the_command_line_starts_as_a_process(world):
-    done = subprocess.run([sys.executable, "-m", "pipelines", "--version"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "--version"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
+    )
     assert done.stdout.startswith("sayagain ")
-
-
