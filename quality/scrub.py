@@ -89,16 +89,18 @@ def scrub_text(text: str) -> tuple[str, dict[str, int]]:
 
         return put
 
-    out = unicodedata.normalize("NFKC", text)
-    if "@" in out:
-        out = _MAIL.sub(replace(_mail_kind), out)
-    out = _MARKED.sub(replace(_marked_kind), out)
-    out = _DOTTED.sub(replace(_dotted_kind), out)
-    out = _RUN.sub(replace(_run_kind), out)
+    out, found = unicodedata.normalize("NFKC", text), -1
+    while found != (found := sum(counts.values())):  # what is taken out may lay open another: a@1送@
+        if "@" in out:
+            out = _MAIL.sub(replace(_mail_kind), out)
+        out = _MARKED.sub(replace(_marked_kind), out)
+        out = _DOTTED.sub(replace(_dotted_kind), out)
+        out = _RUN.sub(replace(_run_kind), out)
+        # U+0338 would melt with the closing ">" into one character and hide the placeholder
+        out = _MELTED.sub("", out) if counts else out
     if not counts:
         return text, counts
-    # U+0338 would melt with the closing ">" into one character and hide the placeholder
-    return _MELTED.sub("", out), counts
+    return out, counts
 
 
 def _mail_kind(match: re.Match[str]) -> str | None:

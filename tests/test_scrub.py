@@ -49,6 +49,8 @@ PLANTED = r"(?i)ana\.maria|415 555 \d{4}|4111 1111 1111"
         ("メールをana@example.comに送って", "メールを<mail>に送って"),
         ("ana＠example．com", "<mail>"),
         ("a@b@c.com", "<mail>"),
+        ("ana@1送@", "<mail><mail>"),
+        ("1@114154111ana@", "1@<number><mail>"),
     ],
 )
 def test_goes(text: str, clean: str) -> None:
@@ -100,9 +102,9 @@ def test_slots_that_are_not_json() -> None:
 
 
 # Texts around the edges of the rules: digits of several scripts, separators seen and unseen, and the parts of addresses.
-_PARTS = st.sampled_from(
-    "1,23,415,4111,1111,555555555,１２,٣,²,⑳,\U0001d7d8,-,–, ,\u00a0,\u200b,\t,\x1f,.,/,(,),+,:,@,＠,ana,.com,ü,送,\u0338,\u0301,<,>,mail".split(",")
-)
+_DIGITS = ["1", "23", "415", "4111", "1111", "555555555", "１２", "٣", "²", "⑳", "\U0001d7d8"]
+_SEPARATORS = ["-", "–", " ", "\u00a0", "\u200b", "\t", "\x1f", ".", "/", "(", ")", "+", ":", ",", "@", "＠"]
+_PARTS = st.sampled_from([*_DIGITS, *_SEPARATORS, "ana", ".com", "mail", "ü", "送", "\u0338", "\u0301", "<", ">"])
 _TEXTS = st.lists(_PARTS, max_size=25).map("".join) | st.text(max_size=60)
 _RUN_LEFT = re.compile(r"\d(?:[\s\-–\u200b]*\d){8,}")
 _DATE_HOUR = re.compile(r"\d{4}-\d\d-\d\d \d\d:")
@@ -128,15 +130,13 @@ def test_column_equals_rows(texts: list[str | None]) -> None:
     assert counts.sum_horizontal().to_list() == [0 if t is None else sum(scrub_text(t)[1].values()) for t in texts]
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.dictionaries(st.text(max_size=8), st.recursive(_TEXTS | st.integers() | st.none(), lambda v: st.lists(v, max_size=3)), max_size=4)
-)
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.text(max_size=8), _TEXTS | st.integers() | st.none() | st.lists(_TEXTS, max_size=2), max_size=3))
 def test_slots_stay_json_and_hold_nothing(slots: dict) -> None:
     once = scrub_slots(pl.Series([json.dumps(slots)]))[0][0]
     assert isinstance(json.loads(once), dict)
     assert json.loads(scrub_slots(pl.Series([once]))[0][0]) == json.loads(once)
-    assert not re.search(r"\d{9}", once.encode().decode("unicode_escape") if "\\u" in once else once)
+    assert not re.search(r"\d{9}", json.dumps(json.loads(once), ensure_ascii=False))
 
 
 @given(st.text("0123456789", min_size=11, max_size=18))
