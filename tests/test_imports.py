@@ -53,18 +53,10 @@ def test_help_is_instant():
 
 
 def test_import_linter_passes():
-    """pipelines -> quality -> rewrite, and no engine where none belongs: the contracts in pyproject.toml."""
+    """Who may import whom: the contracts in pyproject.toml."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_quality_knows_only_the_contracts_of_rewrite():
-    allowed = ("rewrite.contracts", "rewrite.text")
-    wrong = {
-        (f.name, n) for f in SOURCES["quality"] for n in imported(f) if within(n, "rewrite") and n != "rewrite" and not within(n, *allowed)
-    }
-    assert not wrong
 
 
 def test_the_science_knows_no_clock_no_environment_and_no_network():
