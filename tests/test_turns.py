@@ -250,6 +250,23 @@ def test_identical_rows_are_duplicates_and_different_ones_conflict():
     assert duplicates == {"a": 1}
 
 
+def test_of_different_rows_the_earliest_stays():
+    rows = [row(str(n), at=(3 * k + n) % 5, utterance=f"{n} {k}", number=5 * n + k) for n in range(20) for k in range(5)]
+    turns, rejects, _ = merge(rows)
+    assert turns["timestamp"].unique().to_list() == [NOON]
+    assert rejects.height == 80
+
+
+def test_identical_losers_are_rejected_once():
+    rows = [row(at=-1), row(number=1, utterance="late"), row(number=2, utterance="late")]
+    for order in (rows, rows[::-1]):
+        _, rejects, duplicates = merge(order)
+        assert (rejects["row"].to_list(), duplicates) == ([1], {"a": 1})
+    _, stored, _ = merge(rows[:2])
+    _, rejects, duplicates = merge([rows[0] | {"fresh": False}, rows[2]], stored.with_columns(fresh=pl.lit(False)))
+    assert (rejects["row"].to_list(), duplicates) == ([1], {"a": 1})
+
+
 CHOICES = st.tuples(st.sampled_from("123"), st.sampled_from("uv"), st.integers(0, 2), st.sampled_from("ab"), st.sampled_from(["x", "y"]))
 
 
