@@ -260,28 +260,3 @@ CANDIDATE_REWRITES: Final = _candidate(
 CANDIDATE_LABELS: Final = _candidate(LABELS, [("majority_intent", pa.string()), ("majority_share", pa.float64()), ("served", pa.float64())])
 CANDIDATE_PAIRS: Final = _candidate(PAIRS, [])
 CANDIDATES: Final = {"rewrites": CANDIDATE_REWRITES, "labels": CANDIDATE_LABELS, "pairs": CANDIDATE_PAIRS}
-
-REASONS: Final = {
-    # proposed
-    "goal": "users who said it went on to this goal and were served there",
-    "live": "it serves users already, and well",
-    "own": "the assistant understands it, and users who said it were served",
-    "projected": "the interpretation that finally served users who said it",
-    # rejected
-    "placeholder": "it holds personal data, so it is counted only",
-    "below_k": "fewer than k users said one of its sides",
-    "source_served": "users who say it are served as it is: it is left alone",
-    "treated_failed": "a rewrite into this goal was tried live and failed its users",
-    "other_goal": "another goal explains better where users went",
-    "no_served_target": "no text of the goal is served often enough to send users to",
-    "number_changed": "the target has other numbers",
-    "value_lost": "the target loses a value that the user named",
-    "no_outside_users": "everyone who said the target also said the source: it may be a ring, not a goal",
-    "weak": "too small a share of its users went to this goal",
-    "few_votes": "too few users went to this goal",
-    "repeaters": "the same users did it again and again",
-    "ambiguous": "its users went to several goals, none of them dominant",
-    "unsure": "no interpretation is likely enough",
-    "no_negative": "no text looks alike and means something else",
-}
-"""Why a candidate was proposed or not, for people."""
