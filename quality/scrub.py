@@ -46,9 +46,10 @@ _DOMAIN = rf"(?:{_ATOM}+|{_ANY}+)"
 _HOST = rf"(?:(?![{_NO_SPACES}])[\w{DASHES}])"
 _LETTER = rf"(?:(?![{_NO_SPACES}])[^\W\d_])"
 _MAIL = re.compile(
-    rf"(?P<spaced>{_LOCAL})\s*@+\s*{_HOST}+(?:\s?\.\s?{_HOST}+)*\s?\.\s?{_LETTER}{{2,}}"  # ana @ example . com
-    rf"|(?P<tight>{_LOCAL})(?:@+{_DOMAIN}?)+"  # ana@example.com, cut ones (ana@) too
+    rf"{_LOCAL}\s*@+\s*{_HOST}+(?:\s?\.\s?{_HOST}+)*\s?\.\s?{_LETTER}{{2,}}"  # ana @ example . com
+    rf"|{_LOCAL}(?:@+{_DOMAIN}?)+"  # ana@example.com, cut ones (ana@) too
 )
+_PRICE = re.compile(r"[\d.]*\d@[\d.]*\d[\d.]*")
 _MARKED = re.compile(rf"\+{_SEP}*\(?\d(?:{_LOOSE}{{0,4}}\d)+|\(\+?\d{{2,5}}\){_SEP}{{0,3}}\d(?:{_LOOSE}{{0,3}}\d)+")
 _DOTTED = re.compile(r"(?<![\d./])\d{2,5}(?:[./]\d{2,8}){1,5}(?![\d./]*\d)")
 _RUN = re.compile(rf"\+?\d(?:{_SEP}*\d)+")
@@ -104,9 +105,7 @@ def scrub_text(text: str) -> tuple[str, dict[str, int]]:
 
 
 def _mail_kind(match: re.Match[str]) -> str | None:
-    local = match["spaced"] or match["tight"]
-    is_address = match["spaced"] is not None or any(c.isalpha() for c in local)  # "3@2.50" is a price
-    return "mail" if is_address else None
+    return None if _PRICE.fullmatch(match[0]) else "mail"  # 3@2.50
 
 
 def _number_kind(digits: str) -> str:
