@@ -39,5 +39,6 @@ def run_one(name: str, options: Any) -> int:
         print(line)
     if options.json:
         result = {k: v for k, v in context.result.items() if k not in ("lines", "gates")}
-        print(json.dumps({"job": name, "skipped": report.skipped, **report.counts, **result}, default=str))
+        as_of = {} if name in ("ingest", "fit", "detect") else {"as_of": str(context.as_of() or "")}
+        print(json.dumps({"job": name, "skipped": report.skipped, **as_of, **report.counts, **result}, default=str))
     return context.exit_code

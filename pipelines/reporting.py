@@ -166,7 +166,7 @@ def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -
         for c in data.candidates:
             if c["table"] == table and c["decision"] != "proposed":
                 reasons[c["reason"]] += c["count"]
-        why = "; ".join(f"{n:,} {sentence(r)}" for r, n in reasons.most_common(3))
+        why = "; ".join(f"{n:,} {sentence(r, table)}" for r, n in reasons.most_common(3))
         released = total.get(f"{table} released", 0)
         out.append(
             f"  {table}: {total[f'{table} considered']:,} considered, {total.get(f'{table} proposed', 0):,} proposed, {released:,} released"

@@ -322,7 +322,8 @@ def _table(rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         .with_columns(
             score=pl.col("chain").fill_null(0.0),
             lift=pl.col("probability") - pl.col("source_served"),
-            lift_lower=pl.col("lower") - pl.col("source_served"),
+            # a quantile of a posterior off the mean it is shown beside may pass it: a bound never does
+            lift_lower=pl.min_horizontal("lower", "probability") - pl.col("source_served"),
             users=pl.min_horizontal("source_users", "target_users"),
             votes=pl.col("votes").fill_null(0),
             goal_users=pl.col("goal_users").fill_null(0),
