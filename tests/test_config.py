@@ -39,3 +39,47 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, text, part):
         path.write_text(text)
     with pytest.raises(UsageError, match=part):
         config.load(str(path))
+
+
+def test_every_option_of_every_job_can_be_given():
+    import argparse
+
+    from pipelines import options as o
+
+    parser = argparse.ArgumentParser()
+    o.add_arguments(parser, o.MineOptions)
+    argv = [
+        "--logs",
+        "a",
+        "b",
+        "--lake",
+        "l",
+        "--from",
+        "2026-01-01",
+        "--to",
+        "2026-01-02",
+        "--beam=--x=1",
+        "--beam=--y",
+        "--window",
+        "all",
+    ]
+    made = o.from_namespace(o.MineOptions, parser.parse_args(argv))
+    assert made.logs == ("a", "b")
+    assert made.beam == ("--x=1", "--y")
+    assert (str(made.start), str(made.end), made.window) == ("2026-01-01", "2026-01-02", "all")
+    again = o.from_namespace(o.MineOptions, parser.parse_args(["--logs", "c", "--lake", "l"]))
+    assert (again.logs, again.beam) == (("c",), ())
+
+
+def test_wrong_options_name_what_they_got():
+    from pipelines import options as o
+
+    for made, part in (
+        (o.MineOptions(logs=("x",)), "--lake is missing"),
+        (o.MineOptions(lake="l"), "--logs is missing"),
+        (o.MineOptions(lake="l", logs=("{date}.parquet",)), "{date} pattern needs"),
+        (o.MineOptions(lake="l", logs=("x",), window="soon"), "'soon'"),
+        (o.DetectOptions(lake="l", workers=0), "--workers 0"),
+    ):
+        with pytest.raises(UsageError, match=part.replace("{", "\\{")):
+            made.validate()

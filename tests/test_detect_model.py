@@ -156,7 +156,14 @@ def test_locales_and_channels_with_enough_pairs_learn_for_themselves(monkeypatch
 
 
 def turn(n: int, text: str, seconds: float, **more) -> dict:
-    base = {"turn_id": f"t{n}", "timestamp": NOON + timedelta(seconds=seconds), "user_key": "u", "locale": "xx", "session": 0, "utterance": text}
+    base = {
+        "turn_id": f"t{n}",
+        "timestamp": NOON + timedelta(seconds=seconds),
+        "user_key": "u",
+        "locale": "xx",
+        "session": 0,
+        "utterance": text,
+    }
     return dict.fromkeys(("served_utterance", "rewrite_id", "treatment", "status", "intent")) | base | more
 
 
@@ -174,7 +181,9 @@ def test_a_turn_that_midnight_cut_off_casts_no_outcome_vote():
     cut = detect(frame([turn(0, "abc", 0) | {"timestamp": late}]), model)
     assert cut.votes.height == 0 and cut.outcomes.height == 1
     assert detect(frame([turn(0, "abc", 0) | {"timestamp": late}]), model, gap_s=60.0).votes.height == 1
-    followed = detect(frame([turn(0, "abc", 0) | {"timestamp": late}, turn(1, "xyz", 0) | {"timestamp": late + timedelta(seconds=60)}]), model)
+    followed = detect(
+        frame([turn(0, "abc", 0) | {"timestamp": late}, turn(1, "xyz", 0) | {"timestamp": late + timedelta(seconds=60)}]), model
+    )
     assert followed.votes.filter(kind="outcome")["source"].to_list() == ["abc"]
 
 
@@ -228,12 +237,18 @@ EVAL = Path(os.environ.get("SAYAGAIN_EVAL", Path(__file__).parents[2] / "shared"
 
 def turns_of(folder: Path) -> pl.DataFrame:
     """A turns frame from a log of the contract, good enough to score."""
-    log = pl.read_parquet(folder / "log.parquet").unique("turn_id", keep="first", maintain_order=True).sort("user_id", "timestamp", "turn_id")
+    log = (
+        pl.read_parquet(folder / "log.parquet").unique("turn_id", keep="first", maintain_order=True).sort("user_id", "timestamp", "turn_id")
+    )
     log = log.with_columns(user_key=pl.col("user_id"), date=pl.col("timestamp").dt.date())
     new = ((pl.col("timestamp").diff().dt.total_seconds() > 600) | (pl.col("session_id") != pl.col("session_id").shift())).fill_null(False)
     log = log.with_columns(session=new.cast(pl.Int32).cum_sum().over("user_key", "date"))
-    rewritten = pl.when(pl.col("rewrite_id").is_not_null()).then(pl.lit("rewritten")) if "rewrite_id" in log.columns else pl.lit(None, pl.String)
-    return frame(log.with_columns(treatment=rewritten).select(c for c in [*log.columns, "treatment"] if c in contracts.TURNS.names).to_dicts())
+    rewritten = (
+        pl.when(pl.col("rewrite_id").is_not_null()).then(pl.lit("rewritten")) if "rewrite_id" in log.columns else pl.lit(None, pl.String)
+    )
+    return frame(
+        log.with_columns(treatment=rewritten).select(c for c in [*log.columns, "treatment"] if c in contracts.TURNS.names).to_dicts()
+    )
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ texts = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cs",)
 def said(*asks: tuple[str, float], user: str = "u", **more) -> list[dict]:
     """(text, seconds after noon) of one session."""
     return [
-        {"turn_id": f"{user}{n}", "timestamp": NOON + timedelta(seconds=s), "user_key": user, "locale": "en", "session": 0, "utterance": t} | more
+        {"turn_id": f"{user}{n}", "timestamp": NOON + timedelta(seconds=s), "user_key": user, "locale": "en", "session": 0, "utterance": t}
+        | more
         for n, (t, s) in enumerate(asks)
     ]
 

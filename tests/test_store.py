@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import socket
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -102,4 +103,5 @@ def test_a_lease_says_who_holds_it_and_is_free_when_its_holder_died(store):
 def test_empty_folders_go_with_their_last_file(store):
     store.put("a/b/c", b"1")
     store.delete(["a/b/c"])
-    assert os.listdir(store.root) == []
+    assert store.list() == []
+    assert not any(Path(store.root).iterdir())
