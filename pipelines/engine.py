@@ -26,6 +26,10 @@ from pipelines.errors import UsageError
 from pipelines.store import FileEntry, Manifest, Store
 
 
+LOCAL_THREADS = 2
+"""Of the one local process: most of a step is native code that lets another thread run; each more costs a shard's memory."""
+
+
 def to_ipc(table: pa.Table | pl.DataFrame) -> bytes:
     """An Arrow IPC buffer: what crosses a shuffle."""
     table = table.to_arrow() if isinstance(table, pl.DataFrame) else table
@@ -73,8 +77,11 @@ def beam_options(context: Context) -> PipelineOptions:
     args = list(o.beam)
     if o.runner == "local":
         args += ["--runner=FnApiRunner"]  # DirectRunner would try to download Prism first
+        threads = min(LOCAL_THREADS, os.cpu_count() or 1)
         if o.workers > 1:
             args += [f"--direct_num_workers={o.workers}", "--direct_running_mode=multi_processing"]
+        elif threads > 1:
+            args += [f"--direct_num_workers={threads}", "--direct_running_mode=multi_threading"]
     elif o.runner == "prism":
         args += ["--runner=PrismRunner"]
         if os.environ.get("SAYAGAIN_PRISM"):

@@ -37,7 +37,7 @@ class JobOptions:
     lake: str = opt("", "where everything is kept: a folder, or s3://bucket/prefix, gs://bucket/prefix", metavar="DIR")
     config: str | None = opt(None, "TOML file; `sayagain config` prints one with every key", metavar="FILE")
     runner: str = opt("local", "Beam runner", choices=RUNNERS)
-    workers: int = opt(1, "worker processes of the local runner", kind=int, metavar="N")
+    workers: int = opt(1, "worker processes of the local runner; 1 is this process alone", kind=int, metavar="N")
     beam: tuple[str, ...] = opt(
         (), "an option handed to Beam as it is, such as --beam=--project=NAME; may be repeated", metavar="ARG", many=True
     )
