@@ -9,10 +9,10 @@ from typing import Any
 import apache_beam as beam
 import polars as pl
 
-from pipelines import engine, registry, shards, window
+from pipelines import engine, shards, window
 from pipelines.context import Context
 from pipelines.errors import LakeError
-from pipelines.plan import Plan, Todo
+from pipelines.plan import Plan
 from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
@@ -58,16 +58,8 @@ def _fingerprint(context: Context, as_of: date) -> str:
 
 
 def plan(context: Context) -> Plan:
-    """The candidates of the as-of date, unless they were made from the same votes and goals."""
-    as_of = context.as_of()
-    if as_of is None or not window.manifests(context, as_of):
-        return Plan(skip="there are no votes to aggregate")
-    have = context.store.manifest("candidates", f"as_of={as_of}/pairs")
-    if have and have.fingerprint == _fingerprint(context, as_of):
-        return Plan(skip=f"the candidates of {as_of} are made")
-    if have and registry.released_as_of(context.store, as_of):
-        return Plan(skip=f"the candidates of {as_of} were released, and as-of tables are never rebuilt: the next as-of sees the change")
-    return Plan([Todo("candidates", f"as_of={as_of}", "votes, goals or settings changed" if have else "never made")])
+    """The candidates of the as-of date, unless they were made from the same votes."""
+    return window.plan(context, "candidates", "/pairs", _fingerprint)
 
 
 def run(context: Context, report: Any) -> None:

@@ -25,7 +25,6 @@ from pipelines.context import Context
 from pipelines.errors import UsageError
 from pipelines.store import FileEntry, Manifest, Store
 
-
 LOCAL_THREADS = 2
 """Of the one local process: most of a step is native code that lets another thread run; each more costs a shard's memory."""
 

@@ -10,10 +10,10 @@ import apache_beam as beam
 import numpy as np
 import polars as pl
 
-from pipelines import embed, engine, registry, shards, window
+from pipelines import embed, engine, shards, window
 from pipelines.context import Context
 from pipelines.errors import LakeError
-from pipelines.plan import Plan, Todo
+from pipelines.plan import Plan
 from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
@@ -97,15 +97,7 @@ def _fingerprint(context: Context, as_of: date) -> str:
 
 def plan(context: Context) -> Plan:
     """The goals of the as-of date, unless they were made from the same votes."""
-    as_of = context.as_of()
-    if as_of is None or not window.manifests(context, as_of):
-        return Plan(skip="there are no votes to link")
-    have = context.store.manifest("goals", f"as_of={as_of}")
-    if have and have.fingerprint == _fingerprint(context, as_of):
-        return Plan(skip=f"the goals of {as_of} are made")
-    if have and registry.released_as_of(context.store, as_of):
-        return Plan(skip=f"the goals of {as_of} were released, and as-of tables are never rebuilt: the next as-of sees the change")
-    return Plan([Todo("goals", f"as_of={as_of}", "votes, settings or the last goals changed" if have else "never made")])
+    return window.plan(context, "goals", "", _fingerprint)
 
 
 def run(context: Context, report: Any) -> None:

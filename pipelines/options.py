@@ -241,7 +241,7 @@ def add_arguments(parser: argparse.ArgumentParser, options: type, positional: tu
             if m["metavar"]:
                 kw["metavar"] = m["metavar"]
             if m["many"]:
-                kw["default"] = list(f.default)
+                kw["default"] = []
                 kw["nargs" if f.name == "logs" else "action"] = "+" if f.name == "logs" else "append"
             elif f.default not in (None, "", ()):
                 kw["help"] += f" (default: {f.default})"

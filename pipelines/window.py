@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date
 
 import apache_beam as beam
 import polars as pl
 
-from pipelines import engine, shards
+from pipelines import engine, registry, shards
 from pipelines.context import Context
 from pipelines.errors import LakeError
-from pipelines.plan import digest
+from pipelines.plan import Plan, Todo, digest
 from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import evidence
@@ -39,6 +39,19 @@ def refuse_older(context: Context, table: str, as_of: date) -> None:
             f"--as-of {as_of}: {table} already reach {newest}, and as-of tables are made in the order of their dates; "
             "take a later date (late rows are seen by the next one), or a new lake"
         )
+
+
+def plan(context: Context, table: str, part: str, fingerprint_of: Callable[[Context, date], str]) -> Plan:
+    """The plan of an as-of table: made once, made again when what it comes from changed, never after it was released."""
+    as_of = context.as_of()
+    if as_of is None or not manifests(context, as_of):
+        return Plan(skip="there are no votes in the window")
+    have = context.store.manifest(table, f"as_of={as_of}{part}")
+    if have and have.fingerprint == fingerprint_of(context, as_of):
+        return Plan(skip=f"the {table} of {as_of} are made")
+    if have and registry.released_as_of(context.store, as_of):
+        return Plan(skip=f"the {table} of {as_of} were released, and as-of tables are never rebuilt: the next as-of sees the change")
+    return Plan([Todo(table, f"as_of={as_of}", "votes, settings or what it follows changed" if have else "never made")])
 
 
 class Reduce(beam.DoFn):
