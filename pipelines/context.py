@@ -41,8 +41,12 @@ class StageReport:
         """What it did, in a line."""
         if self.skipped:
             return f"skipped: {self.skipped}"
-        shown = ((k, v) for k, v in self.counts.items() if not isinstance(v, dict | list))
-        return ", ".join(f"{v:,} {k}" if isinstance(v, int) else f"{k} {v}" for k, v in shown)
+        plain = ((k, v) for k, v in self.counts.items() if not isinstance(v, dict | list))
+        told = [f"{v:,} {k}" if isinstance(v, int) else f"{k} {v}" for k, v in plain]
+        for name, found in self.counts.items():
+            if isinstance(found, dict) and found:  # such as rejects by reason
+                told.append(f"{name}: " + ", ".join(f"{n:,} {what}" for what, n in found.items()))
+        return "; ".join([", ".join(t for t in told if ": " not in t), *(t for t in told if ": " in t)])
 
 
 class Context:

@@ -9,6 +9,7 @@ from datetime import date
 from pipelines import jobs, reporting
 from pipelines.context import Context
 from pipelines.errors import SayagainError
+from pipelines.explain import printable
 from pipelines.options import JOBS, MineOptions
 
 DAILY = ("ingest", "fit", "detect")
@@ -47,7 +48,8 @@ def dry_run(context: Context, names: list[str]) -> None:
         from pipelines import ingest
 
         print("Five rows as they would be read, scrubbed:", file=out)
-        print(ingest.preview(context, 5), file=out)
+        for row in ingest.preview(context, 5).to_dicts():
+            print("  " + "  ".join(f"{name}={printable(value)}" for name, value in row.items() if value is not None), file=out)
     for name in names:
         module = jobs.module(name)
         print(f"\n{name}", file=out)
