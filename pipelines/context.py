@@ -152,7 +152,8 @@ class Context:
         chosen = self.pinned_as_of or getattr(self.options, "as_of", None)
         if chosen:
             return chosen
-        days = self.chosen_dates("turns")
+        have = self.store.manifests("turns")
+        days = [d for d in self.chosen_dates("turns") if have[f"date={d}"].rows]
         return days[-1] if days else None
 
     def window(self, as_of: date, table: str = "votes") -> list[date]:

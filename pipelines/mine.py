@@ -35,10 +35,9 @@ def main(options: MineOptions) -> int:
 
 
 def _as_ofs(context: Context) -> list[date | None]:
-    days = context.chosen_dates("turns")
-    if getattr(context.options, "each_day", False) and days:
-        return list(days)
-    return [days[-1] if days else None]
+    if getattr(context.options, "each_day", False) and context.as_of():
+        return list(context.chosen_dates("turns"))
+    return [context.as_of()]
 
 
 def dry_run(context: Context, names: list[str]) -> None:

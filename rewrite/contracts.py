@@ -80,7 +80,7 @@ TURNS: Final = pa.schema(
         ("feedback", pa.int8()),
         ("channel", pa.string()),
         ("scrubbed", pa.int16()),  # how many typed placeholders the scrubber put into this row's texts
-        ("input", pa.string()),  # the file the row came from, as it was named
+        ("input", pa.string()),  # the file the row came from: its absolute path or URL
     ]
 )
 
