@@ -8,9 +8,12 @@ the launcher publishes the partitions that they make up.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
+import re
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -22,7 +25,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from tqdm import tqdm
 
 from pipelines.context import Context
-from pipelines.errors import UsageError
+from pipelines.errors import LakeError, SayagainError, UsageError
 from pipelines.store import FileEntry, Manifest, Store
 
 LOCAL_THREADS = 2
@@ -114,8 +117,10 @@ def execute(context: Context, name: str, work: Sequence[Any], transform: beam.PT
     """
     attempt = f"{context.attempt}/{name}"
     path = f"_attempts/{attempt}/receipts.json"
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    with _progress(context, name, attempt, expect), beam.Pipeline(options=beam_options(context)) as pipeline:
+    # a worker's error is raised here as well: once is enough
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL if context.options.runner == "local" else logging.ERROR)
+    options = beam_options(context)
+    with _progress(context, name, attempt, expect), _own_errors(), beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "work" >> beam.Create(list(work), reshuffle=False)
@@ -128,6 +133,32 @@ def execute(context: Context, name: str, work: Sequence[Any], transform: beam.PT
     context.store.delete([path])
     key = lambda r: (r["table"], r["partition"], -1 if r["entry"]["bucket"] is None else r["entry"]["bucket"], r["entry"]["path"])  # noqa: E731
     return sorted(found, key=key)
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """An error of ours that a worker raised reaches the user as it was, without the stack traces that the engine prints
+    around it; what a worker printed is shown when the run is over, all of it if the error is not ours."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+        sys.stderr.write(printed.getvalue())
+    except SayagainError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, SayagainError):
+                break
+            cause = cause.__cause__ or cause.__context__
+        # other runners send the worker's error as text
+        found = cause or re.search(r"(?:pipelines\.\w+\.)?(?:LakeError|InputError|UsageError|ModelError): ([^\n]*)", str(error))
+        if found is None:
+            sys.stderr.write(printed.getvalue())
+            raise
+        text = str(found) if isinstance(found, BaseException) else found[1]
+        raise LakeError(re.sub(r" \[while running '[^']*'\]", "", text)) from None
 
 
 class _progress:

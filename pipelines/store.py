@@ -206,13 +206,13 @@ class Store:
         self.delete(self.list(f"_attempts/{attempt}"))
 
     def read_file(self, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
-        """One file of a manifest. Raises LakeError when it is gone or its size is not what the manifest says."""
-        try:
-            data = self.get(entry.path)
-        except FileNotFoundError:
-            raise LakeError(f"{self.url(entry.path)}: named by its manifest but gone; rebuild the partition") from None
-        if len(data) != entry.bytes:
-            raise LakeError(f"{self.url(entry.path)}: {len(data)} bytes, the manifest says {entry.bytes}; rebuild the partition")
+        """One file of a manifest. Raises LakeError when it is gone or is not what the manifest says."""
+        mend = f"delete {self.url('_manifests/' + '/'.join(entry.path.split('/')[:2]))}* and run again: it is made anew"
+        data = self.find(entry.path)
+        if data is None:
+            raise LakeError(f"{self.url(entry.path)}: named by its manifest but gone; {mend}")
+        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise LakeError(f"{self.url(entry.path)}: {len(data)} bytes that are not what the manifest says; {mend}")
         return pq.read_table(io.BytesIO(data), columns=[*columns] if columns else None)
 
     def read(

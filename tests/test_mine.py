@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,8 +117,6 @@ def test_prism_gives_the_same_bytes(lake, world, tmp_path, prism, monkeypatch):
 
 
 def test_a_failing_gate_refuses_and_leaves_the_last_release(lake, tmp_path, capsys):
-    import shutil
-
     broken = tmp_path / "lake"
     shutil.copytree(lake, broken)
     store = Store(str(broken))
@@ -142,14 +141,32 @@ def test_a_failing_gate_refuses_and_leaves_the_last_release(lake, tmp_path, caps
 
 
 def test_a_tampered_release_is_refused_by_name(lake, tmp_path, capsys):
-    import shutil
-
     assert main(["verify", "--lake", str(lake)]) == 0
     broken = tmp_path / "lake"
     shutil.copytree(lake, broken)
     (broken / "releases" / latest(lake) / "labels.parquet").write_bytes(b"PAR1")
     assert main(["verify", "--lake", str(broken)]) == 1
     assert "labels.parquet" in capsys.readouterr().err
+
+
+def test_a_corrupt_file_is_named_with_the_fix_and_the_fix_works(lake, world, tmp_path, capsys):
+    broken = tmp_path / "lake"
+    shutil.copytree(lake, broken)
+    shutil.rmtree(broken / "_manifests" / "goals")
+    shutil.rmtree(broken / "releases")
+    (broken / "LATEST").unlink(missing_ok=True)
+    victim = sorted((broken / "votes").rglob("*.parquet"))[0]
+    victim.write_bytes(bytes(victim.stat().st_size))
+    mine = ["mine", "--logs", str(world / "log.parquet"), "--lake", str(broken), "--quiet"]
+    assert main(mine) == 1
+    told = capsys.readouterr().err
+    assert victim.name in told
+    assert "Traceback" not in told
+    (manifest,) = (broken / "_manifests" / "votes").glob(f"{victim.parts[-3]}*")
+    assert str(manifest).removesuffix(".json") in told
+    manifest.unlink()
+    assert main(mine) == 0
+    assert latest(broken) == latest(lake)
 
 
 def test_explain_tells_why_and_why_not(lake, capsys):
