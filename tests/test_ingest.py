@@ -309,6 +309,7 @@ def mixed_rows(seed, n=60):
     return rows
 
 
+@pytest.mark.slow
 def test_row_order_files_shards_and_workers_change_nothing(tmp_path):
     rows = mixed_rows(1)
     run(tmp_path / "one", parquet(tmp_path / "one.parquet", rows))
@@ -325,6 +326,7 @@ def test_row_order_files_shards_and_workers_change_nothing(tmp_path):
     assert rejects[0].equals(rejects[2])
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_order_or_shards(tmp_path):
     rows = mixed_rows(3)
     log = tmp_path / "log.parquet"
@@ -350,6 +352,7 @@ def test_prism_runs_the_same_job(tmp_path, prism, monkeypatch):
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_files_one_by_one_are_files_at_once(tmp_path):
     rows = mixed_rows(5, 90)
     files = [parquet(tmp_path / "logs" / f"{i}.parquet", rows[i::3]) for i in range(3)]
@@ -363,6 +366,7 @@ def test_files_one_by_one_are_files_at_once(tmp_path):
         assert got.equals(want)
 
 
+@pytest.mark.slow
 def test_a_changed_file_replaces_its_rows_only(tmp_path):
     logs = tmp_path / "logs"
     parquet(logs / "a.parquet", [row(1, text="shared"), row(2, text="only a"), row(60 * 24, text="another day")])
@@ -381,6 +385,7 @@ def test_a_changed_file_replaces_its_rows_only(tmp_path):
     assert (tmp_path / "lake" / "_manifests" / "turns" / "date=2026-01-10.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_changed_file_given_alone_makes_its_neighbours_be_read_again(tmp_path):
     a = parquet(tmp_path / "a.parquet", [row(1, text="first")])
     b = parquet(tmp_path / "b.parquet", [row(1, text="held back") | {"timestamp": START + timedelta(minutes=2)}])
@@ -418,6 +423,7 @@ def test_late_rows_rebuild_only_their_day(tmp_path):
     assert {d for d in after if after[d] != before[d]} == {"date=2026-01-01"}
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_day_do_not_lose_rows(tmp_path, monkeypatch):
     a, b = (parquet(tmp_path / f"{x}.parquet", [row(n, user=x)]) for n, x in enumerate("ab"))
     publish = ingest._publish
@@ -442,6 +448,7 @@ def test_another_runs_lease_is_respected(tmp_path):
         run(tmp_path / "lake", log, start=date(2026, 1, 1), end=date(2026, 1, 2))
 
 
+@pytest.mark.slow
 def test_a_run_that_died_while_publishing_is_made_good(tmp_path, monkeypatch):
     log = parquet(tmp_path / "a.parquet", [row(n * 60 * 24, user=f"u{n}") for n in range(4)])
     publish = Store.publish
@@ -516,6 +523,7 @@ def write_lines(path, lines):
 
 @settings(max_examples=100)
 @given(st.lists(LINE, max_size=12))
+@pytest.mark.slow
 def test_fuzzed_lines_all_end_somewhere(tmp_path_factory, lines):
     path, n = write_lines(tmp_path_factory.mktemp("f") / "log.jsonl", lines)
     rules = t.Rules()
@@ -554,6 +562,7 @@ def test_fuzzed_files_balance_through_the_job(tmp_path_factory, lines, more, rng
 
 
 @pytest.mark.eval
+@pytest.mark.slow
 def test_a_real_log(tmp_path, eval_data):
     log = eval_data / "getgoing" / "log.parquet"
     report = run(tmp_path / "lake", log)
