@@ -14,14 +14,13 @@ import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from pipelines import engine, models, shards
+from pipelines.embed import READS
 from pipelines.shards import Shard
 from pipelines.store import FileEntry, Store
 from rewrite.contracts import BUCKETS
 
 if TYPE_CHECKING:
     from rewrite.encoders import Encoder
-
-READS = ["user_key", "locale", "kind", "source", "target"]
 
 encoder = lru_cache(maxsize=1)(models.load_encoder)
 """One encoder per process: the launcher asks it for its fingerprint, local workers for vectors."""
@@ -34,7 +33,7 @@ class Texts(beam.DoFn):
         self._store = store
 
     def process(self, shard: Shard) -> Iterable[tuple[int, bytes]]:
-        votes = shards.read(self._store, shard, READS).lazy()
+        votes = shards.read(self._store, shard, READS["votes"]).lazy()
         link = pl.col("kind") != "outcome"
         said = pl.concat(
             [

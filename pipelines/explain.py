@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import registry
+from pipelines import registry, shards
 from pipelines.context import Context
 from pipelines.errors import LakeError
 from pipelines.options import ExplainOptions
@@ -43,8 +43,8 @@ def _newest(store: Store) -> str:
 def tell(context: Context, text: str, as_of: str, locale: str | None, private: bool) -> dict[str, Any]:
     """Everything known about a text as of a date: per locale its goal, its rewrites either way, its label, what was released."""
     store, k = context.store, context.config.privacy.k
-    frames = {n: _frame(store, "candidates", f"as_of={as_of}/{n}") for n in ("rewrites", "labels")}
-    goals = _frame(store, "goals", f"as_of={as_of}")
+    frames = {n: shards.whole(store, "candidates", f"as_of={as_of}/{n}") for n in ("rewrites", "labels")}
+    goals = shards.whole(store, "goals", f"as_of={as_of}")
     if goals is None or any(f is None for f in frames.values()):
         raise LakeError(f"{store.url('candidates')}: nothing was mined as of {as_of}; leave --as-of away for the newest date")
     rewrites, labels = frames["rewrites"], frames["labels"]
@@ -79,11 +79,6 @@ def tell(context: Context, text: str, as_of: str, locale: str | None, private: b
     story["labels"] = said.to_dicts()
     story["released"] = _released(store, text, locale)
     return story
-
-
-def _frame(store: Store, table: str, partition: str) -> pl.DataFrame | None:
-    data = store.read(table, partition)
-    return None if data is None else pl.DataFrame(pl.from_arrow(data))
 
 
 def _released(store: Store, text: str, locale: str | None) -> dict[str, Any] | None:

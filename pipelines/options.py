@@ -255,9 +255,3 @@ def from_namespace(options: type, namespace: argparse.Namespace) -> Any:
     made = options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     made.validate()
     return made
-
-
-def replace_as(options: type, source: Any, **changes: Any) -> Any:
-    """Another job's options with what `source` has in common with it: how `mine` starts its stages."""
-    names = {f.name for f in fields(options)}
-    return options(**{k: v for k, v in vars(source).items() if k in names} | changes)

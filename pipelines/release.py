@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 import polars as pl
 
-from pipelines import engine, modelstore, registry, reporting
+from pipelines import engine, modelstore, registry, reporting, shards
 from pipelines.context import Context
 from pipelines.errors import LakeError, Refused
 from pipelines.plan import Plan, Todo
@@ -34,8 +34,8 @@ class BuildRelease(beam.DoFn):
         from quality import gates, manifest, release
 
         store, s = self._store, self._settings
-        candidates = {n: _frame(store, "candidates", f"as_of={as_of}/{n}") for n in CANDIDATES}
-        tables = {t: _frame(store, t, f"as_of={as_of}") for t in TABLES}
+        candidates = {n: shards.whole(store, "candidates", f"as_of={as_of}/{n}") for n in CANDIDATES}
+        tables = {t: shards.whole(store, t, f"as_of={as_of}") for t in TABLES}
         parent = None
         if s["parent"]:
             read = lambda path: store.get(f"releases/{s['parent']}/{path}")  # noqa: E731
@@ -84,14 +84,9 @@ class Release(beam.PTransform):
         return work | "build" >> beam.ParDo(self._build)
 
 
-def _frame(store: Store, table: str, partition: str) -> pl.DataFrame | None:
-    data = store.read(table, partition)
-    return None if data is None else pl.DataFrame(pl.from_arrow(data))
-
-
 def ledger(store: Store, as_of: date) -> pl.DataFrame | None:
     """The splits that texts were given in releases before the date."""
-    parts = [_frame(store, "splits", p) for p in store.manifests("splits") if p < f"as_of={as_of}"]
+    parts = [shards.whole(store, "splits", p) for p in store.manifests("splits") if p < f"as_of={as_of}"]
     frames = [p for p in parts if p is not None]
     return pl.concat(frames) if frames else None
 

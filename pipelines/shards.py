@@ -68,6 +68,12 @@ def read(store: Store, shard: Shard, columns: list[str] | None = None) -> pl.Dat
     return pl.concat(frames)
 
 
+def whole(store: Store, table: str, name: str) -> pl.DataFrame | None:
+    """All rows of a partition, None when it was never published or holds no file."""
+    data = store.read(table, name)
+    return None if data is None else pl.DataFrame(pl.from_arrow(data))
+
+
 def empty(schema: pa.Schema) -> pl.DataFrame:
     """No rows of a contract."""
     return pl.DataFrame(pl.from_arrow(schema.empty_table()))
