@@ -26,14 +26,14 @@ WRITES = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 class Decide(beam.DoFn):
     """The window's evidence and goals -> candidate tables; emits receipts."""
 
-    def __init__(self, store: Store, attempt: str, as_of: date, k: int, goals: Manifest):
-        self._store, self._attempt, self._as_of, self._k, self._goals = store, attempt, as_of, k, goals
+    def __init__(self, store: Store, attempt: str, as_of: date, k: int, goals: Manifest, sent: int):
+        self._store, self._attempt, self._as_of, self._k, self._goals, self._sent = store, attempt, as_of, k, goals, sent
 
     def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
         from rewrite.evidence import candidates
 
         goals = pl.concat([pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._goals.files])
-        found = candidates(window.merged(element[1]), goals, as_of=self._as_of, k=self._k)
+        found = candidates(window.merged(element[1], self._sent), goals, as_of=self._as_of, k=self._k)
         for name, schema in CANDIDATES.items():
             frame = getattr(found, name)
             entry = self._store.attempt(self._attempt, "candidates", f"as_of={self._as_of}/{name}", engine.conform(frame, schema))
@@ -74,9 +74,9 @@ def run(context: Context, report: Any) -> None:
     goals = context.store.manifest("goals", f"as_of={as_of}")
     if goals is None:
         raise LakeError(f"there are no goals as of {as_of}; run `sayagain link --lake {context.options.lake} --as-of {as_of}` first")
-    transform = Aggregate(context.store, f"{context.attempt}/aggregate", as_of, context.config.privacy.k, goals)
     with context.store.lease("as_of"):
         work = shards.by_bucket(window.manifests(context, as_of))
+        transform = Aggregate(context.store, f"{context.attempt}/aggregate", as_of, context.config.privacy.k, goals, len(work))
         receipts = engine.execute(context, "aggregate", work, transform, expect=len(CANDIDATES))
         fingerprint = _fingerprint(context, as_of)
         counts = {r["partition"]: r["counts"] for r in receipts}

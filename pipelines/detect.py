@@ -103,6 +103,9 @@ def run(context: Context, report: Any) -> None:
     with engine.leases(context, todo):
         transform = Detect(context.store, attempt, model, context.config.sessions.gap)
         receipts = engine.execute(context, "detect", work, transform, expect=3 * sum(len(s.files) for s in work))
+        for d in todo:
+            judged = sum(r["entry"]["rows"] for r in receipts if (r["table"], r["partition"]) == ("outcomes", d))
+            engine.accounted(f"turns of {d}", turns[d].rows, judged)
         manifests = [
             Manifest(
                 t,

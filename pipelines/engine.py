@@ -22,6 +22,7 @@ import apache_beam as beam
 import polars as pl
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from tqdm import tqdm
 
 from pipelines.context import Context
@@ -62,6 +63,12 @@ def receipt(table: str, partition: str, entry: FileEntry, **counts: Any) -> dict
     return {"table": table, "partition": partition, "entry": vars(entry), "counts": counts}
 
 
+def accounted(what: str, sent: int, arrived: int) -> None:
+    """Nothing is lost between steps: raises LakeError when what arrived is not what was sent."""
+    if sent != arrived:
+        raise LakeError(f"{what}: {sent:,} were sent and {arrived:,} arrived; the runner lost some, nothing was published; run again")
+
+
 def add_by_locale(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Counts by locale of several receipts, added up."""
     total: dict[str, dict[str, int]] = {}
@@ -78,6 +85,9 @@ def beam_options(context: Context) -> PipelineOptions:
     o = context.options
     args = list(o.beam)
     if o.runner == "local":
+        # Beam 2.77 flushes the buffers between local workers by a timer that takes no lock against who writes: what is
+        # written while it sends is dropped. Without a time limit they are flushed by size, by the writer itself.
+        worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
         args += ["--runner=FnApiRunner"]  # DirectRunner would try to download Prism first
         threads = min(LOCAL_THREADS, os.cpu_count() or 1)
         if o.workers > 1:

@@ -39,14 +39,16 @@ class Sample(beam.DoFn):
 class FitModel(beam.DoFn):
     """All sampled turns -> a model in the lake; emits what was learned."""
 
-    def __init__(self, store: Store, seed: int, k: int, sample_pairs: int, made_from: dict[str, str]):
-        self._store, self._made_from = store, made_from
+    def __init__(self, store: Store, seed: int, k: int, sample_pairs: int, made_from: dict[str, str], sent: int):
+        self._store, self._made_from, self._sent = store, made_from, sent
         self._settings = {"seed": seed, "k": k, "max_pairs": sample_pairs}
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[dict[str, Any]]:
         from rewrite import asked_again
 
-        turns = pl.concat([pl.DataFrame(pl.from_arrow(engine.from_ipc(b))) for b in element[1]])
+        parts = [pl.DataFrame(pl.from_arrow(engine.from_ipc(b))) for b in element[1]]
+        engine.accounted("shards of turns", self._sent, len(parts))
+        turns = pl.concat(parts)
         model = asked_again.fit(turns, **self._settings)
         fingerprint = modelstore.save(self._store, model, self._made_from)
         yield {"table": "models", "partition": fingerprint, "entry": {"bucket": None, "path": ""}, "counts": {"turns": turns.height}}
@@ -102,5 +104,6 @@ def run(context: Context, report: Any) -> None:
     settings = {"seed": c.run.seed, "k": c.privacy.k, "sample_pairs": c.asked_again.sample_pairs, "made_from": made_from}
     with context.store.lease("fit"):
         work = shards.by_size(manifests, c.run.shard_turns)
-        receipts = engine.execute(context, "fit", work, Fit(context.store, min(1.0, MAX_TURNS / max(rows, 1)), **settings))
+        share = min(1.0, MAX_TURNS / max(rows, 1))
+        receipts = engine.execute(context, "fit", work, Fit(context.store, share, sent=len(work), **settings))
     report.counts = {"turns": receipts[0]["counts"]["turns"], "model": receipts[0]["partition"][:12]}

@@ -333,6 +333,9 @@ def run(context: Context, report: Any) -> None:
             context.store.clear_attempt(attempt)
             raise InputError("\n".join(dict.fromkeys(problems)))
         per_input = _counts(receipts)
+        for path, n in sorted(per_input.items()):
+            kept = n["turns"] + n["duplicates"] + sum(m for name, m in n.items() if name.startswith("reject:"))
+            engine.accounted(f"rows of {path}", n["read"] - n["outside"], kept)
         inputs_of = _publish(context, made, receipts)
         inputs.note(context, VERSION, made, per_input, inputs_of)
         report.counts = _summary(per_input, made, len(set(inputs_of) - {UNDATED}))

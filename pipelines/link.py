@@ -27,16 +27,18 @@ SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CH
 class BuildGoals(beam.DoFn):
     """The window's evidence -> the goal graph of every locale together; emits receipts."""
 
-    def __init__(self, store: Store, attempt: str, as_of: date, k: int, embeddings: Manifest | None, last: Manifest | None, seed: int):
+    def __init__(
+        self, store: Store, attempt: str, as_of: date, k: int, embeddings: Manifest | None, last: Manifest | None, seed: int, sent: int
+    ):
         self._store, self._attempt, self._as_of, self._k = store, attempt, as_of, k
-        self._embeddings, self._last, self._seed = embeddings, last, seed
+        self._embeddings, self._last, self._seed, self._sent = embeddings, last, seed, sent
 
     def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
         from rewrite import goals
         from rewrite.evidence import Options
         from rewrite.pool import MILLION, build
 
-        pool = build(window.merged(element[1]), shards.empty(contracts.GOALS), Options(k=self._k))
+        pool = build(window.merged(element[1], self._sent), shards.empty(contracts.GOALS), Options(k=self._k))
         texts = pool.texts.filter(~pl.col("placeholder"))
         links = (
             pool.asks.group_by("s", "t")
@@ -115,11 +117,11 @@ def run(context: Context, report: Any) -> None:
             f"no text was embedded by {context.config.embedding.model}; run `sayagain embed --lake {context.options.lake}` first"
         )
     attempt = f"{context.attempt}/link"
-    transform = Link(
-        context.store, attempt, as_of, context.config.privacy.k, have, predecessor(context.store, "goals", as_of), context.config.run.seed
-    )
+    c, last = context.config, predecessor(context.store, "goals", as_of)
     with context.store.lease("as_of"):
-        receipts = engine.execute(context, "link", shards.by_bucket(window.manifests(context, as_of)), transform, expect=len(SCHEMAS))
+        work = shards.by_bucket(window.manifests(context, as_of))
+        transform = Link(context.store, attempt, as_of, c.privacy.k, have, last, c.run.seed, len(work))
+        receipts = engine.execute(context, "link", work, transform, expect=len(SCHEMAS))
         fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"
         counts = next(r["counts"] for r in receipts if r["table"] == "goals")
         engine.publish(context, "link", receipts, [Manifest(t, partition, "link", fingerprint, counts=counts) for t in SCHEMAS])

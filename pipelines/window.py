@@ -76,6 +76,8 @@ class GatherEvidence(beam.PTransform):
         return work | "reduce" >> beam.ParDo(Reduce(self._store)) | "gather" >> beam.GroupByKey()
 
 
-def merged(parts: Iterable[Tables]) -> dict[str, pl.DataFrame]:
-    """What GatherEvidence's element holds, added up."""
+def merged(parts: Iterable[Tables], shards_sent: int) -> dict[str, pl.DataFrame]:
+    """What GatherEvidence's element holds, added up. Raises LakeError when the evidence of a shard did not arrive."""
+    parts = list(parts)
+    engine.accounted("shards of votes", shards_sent, len(parts))
     return evidence.merge_evidence({n: pl.DataFrame(pl.from_arrow(engine.from_ipc(b))) for n, b in p.items()} for p in parts)

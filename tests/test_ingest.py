@@ -441,6 +441,20 @@ def test_two_runs_on_one_day_do_not_lose_rows(tmp_path, monkeypatch):
     assert table(tmp_path / "lake", "turns").height == 2
 
 
+def test_rows_that_a_runner_loses_stop_the_run(tmp_path, monkeypatch):
+    log = parquet(tmp_path / "a.parquet", [row(n, user=f"u{n}") for n in range(50)])
+    convert = ingest.convert
+
+    def losing(*arguments):
+        rows = convert(*arguments)
+        return ingest.Rows(rows.turns.head(-3), rows.rejects, rows.counts)
+
+    monkeypatch.setattr(ingest, "convert", losing)
+    with pytest.raises(LakeError, match=r"50 were sent and 47 arrived"):
+        run(tmp_path / "lake", log)
+    assert not content(tmp_path / "lake")
+
+
 def test_another_runs_lease_is_respected(tmp_path):
     log = parquet(tmp_path / "a.parquet", [row(1)])
     run(tmp_path / "lake", log)
