@@ -16,7 +16,7 @@ from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
 
-VERSION = 1
+VERSION = 2
 READS = {"turns": contracts.TURNS.names}
 WRITES = {"rephrases": contracts.REPHRASES.names, "outcomes": contracts.OUTCOMES.names, "votes": contracts.VOTES.names}
 SCHEMAS = {"rephrases": contracts.REPHRASES, "outcomes": contracts.OUTCOMES, "votes": contracts.VOTES}
@@ -29,6 +29,7 @@ class Score(beam.DoFn):
         self._store, self._attempt, self._model, self._gap = store, attempt, model, gap
 
     def process(self, shard: Shard) -> Iterable[dict[str, Any]]:
+        from rewrite import signals
         from rewrite.votes import detect
 
         model = modelstore.load(self._store.root, self._model)
@@ -36,6 +37,9 @@ class Score(beam.DoFn):
         buckets = turns.select("user_key", "bucket").unique()
         said = turns.group_by("date", "bucket", "locale").len().sort("locale")
         found = detect(turns.drop("bucket"), model, self._gap)
+        cuts = signals.confidence_cuts(model, turns["locale"].unique())
+        patterns = signals.patterns(turns, found.rephrases, found.outcomes, cuts, self._gap).join(buckets, on="user_key", how="left")
+        based = found.rephrases.with_columns(base=signals.base_rates(turns, found.rephrases, model)).join(buckets, on="user_key", how="left")
         for table, schema in SCHEMAS.items():
             frame = getattr(found, table).join(buckets, on="user_key", how="left", maintain_order="left")
             if "user_key" not in schema.names:
@@ -43,7 +47,13 @@ class Score(beam.DoFn):
             for (day, bucket), part in frame.partition_by("date", "bucket", as_dict=True, include_key=False, maintain_order=True).items():
                 data = engine.conform(part, schema)
                 entry = self._store.attempt(self._attempt, table, f"date={day}", data, int(bucket))
-                yield engine.receipt(table, f"date={day}", entry, **_counts(table, part, said.filter(date=day, bucket=bucket)))
+                counts = _counts(table, part, said.filter(date=day, bucket=bucket))
+                if table == "outcomes":
+                    counts["signals"] = signals.pattern_counts(patterns.filter(date=day, bucket=bucket))
+                elif table == "rephrases":
+                    pairs = based.filter(date=day, bucket=bucket)
+                    counts["views"] = signals.view_counts(pairs, pairs["base"])
+                yield engine.receipt(table, f"date={day}", entry, **counts)
 
 
 def _counts(table: str, part: pl.DataFrame, said: pl.DataFrame) -> dict[str, Any]:
@@ -55,6 +65,18 @@ def _counts(table: str, part: pl.DataFrame, said: pl.DataFrame) -> dict[str, Any
         found = part.group_by("locale").agg(pairs=pl.len(), asked_again=changed.sum()).sort("locale")
         return {"by_locale": {locale: {"pairs": n, "asked_again": m} for locale, n, m in found.iter_rows()}}
     return {}
+
+
+def _summed(receipts: list[dict[str, Any]], table: str, partition: str) -> dict[str, Any]:
+    """The counts of a day's files, added up: by locale for the funnel, by signal and view for the signal tables."""
+    from rewrite import signals
+
+    counts = [r["counts"] for r in receipts if (r["table"], r["partition"]) == (table, partition)]
+    total = engine.add_by_locale(counts)
+    for name in ("signals", "views"):
+        if any(name in c for c in counts):
+            total[name] = signals.add(c.get(name, {}) for c in counts)
+    return total
 
 
 class Detect(beam.PTransform):
@@ -112,7 +134,7 @@ def run(context: Context, report: Any) -> None:
                 d,
                 "detect",
                 _fingerprint(context, turns[d], model),
-                counts=engine.add_by_locale(r["counts"] for r in receipts if (r["table"], r["partition"]) == (t, d)),
+                counts=_summed(receipts, t, d),
                 inputs={"turns": turns[d].content, "model": model},
             )
             for d in todo
