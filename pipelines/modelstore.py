@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import LakeError
 from pipelines.store import Store
@@ -20,13 +20,27 @@ def current(store: Store) -> str | None:
     return data.decode().strip() if data else None
 
 
-def save(store: Store, model: Model, made_from: dict[str, str]) -> str:
-    """Keep a model and make it current; the pointer moves last."""
+def made_from(store: Store, fingerprint: str) -> dict[str, str]:
+    """What a model was made from: the hash of its turns, and `through`, the last of their days; {} when it is gone."""
+    data = store.find(f"models/{fingerprint}/manifest.json")
+    return dict(json.loads(data)["made_from"]) if data else {}
+
+
+def comparison(store: Store, fingerprint: str) -> dict[str, Any]:
+    """How far a model moved from the one before it (`rewrite.drift.compare`); {} for a first one."""
+    data = store.find(f"models/{fingerprint}/comparison.json")
+    return json.loads(data) if data else {}
+
+
+def save(store: Store, model: Model, made_from: dict[str, str], compared: dict[str, Any] | None = None) -> str:
+    """Keep a model, and how it differs from the one before it, and make it current; the pointer moves last."""
     fingerprint, files = model.fingerprint, model.to_files()
     for name, data in files.items():
         store.put(f"models/{fingerprint}/{name}", data)
     manifest = {"files": {n: hashlib.sha256(d).hexdigest() for n, d in files.items()}, "made_from": made_from}
     store.put(f"models/{fingerprint}/manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    if compared:
+        store.put(f"models/{fingerprint}/comparison.json", (json.dumps(compared, indent=1, sort_keys=True) + "\n").encode())
     store.put("models/CURRENT", f"{fingerprint}\n".encode())
     return fingerprint
 

@@ -130,6 +130,7 @@ def run(context: Context, report: Any) -> None:
             "model": modelstore.current(store),
             "embedding": c.embedding.model,
         },
+        "gap": c.sessions.gap,
         "days": [str(d) for d in context.window(as_of)],
     }
     if manifest is None and context.window(as_of):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from pipelines import shards
 from pipelines.context import Context
 from pipelines.store import Store
 
@@ -46,6 +47,7 @@ def release_data(
     store: Store, as_of: date, status: str, built: Release, verdicts: Verdicts, candidates: Frames, tables: Frames, settings: dict[str, Any]
 ) -> ReportData:
     """Everything but what the run itself took: the same for the same lake."""
+    from pipelines import seeing
     from quality.reportdata import report_data
 
     read = input_counts(store)
@@ -86,6 +88,7 @@ def release_data(
         funnel=funnel,
         drops=drops,
         notes=notes,
+        seeing=seeing.gather(store, settings["days"], settings["gap"], tables.get("goals"), settings["k"]),
     )
 
 
@@ -107,6 +110,7 @@ def finish_run(context: Context) -> None:
         why = context.result.get("why") or "there is nothing to do"
         status = context.result.get("status", "empty")
         shown = ReportData(status=status, why=f"{why[0].upper()}{why[1:]}.", as_of=str(context.as_of() or ""), k=context.config.privacy.k)
+        shown.seeing = _seeing(context)
     else:
         shown = ReportData.from_json(data)
     shown.notes += context.notes
@@ -129,6 +133,18 @@ def finish_run(context: Context) -> None:
     context.store.put(f"{folder}/summary.json", (json.dumps(summary, indent=1, sort_keys=True, default=str) + "\n").encode())
     context.result["report"] = context.store.url(f"{folder}/report.html")
     context.result["lines"] = headline(context, shown, gates)
+
+
+def _seeing(context: Context) -> dict[str, Any]:
+    """The model as it is seen on the newest window, for a run that released nothing of its own."""
+    from pipelines import seeing
+
+    as_of = context.as_of()
+    if as_of is None:
+        return {}
+    goals = shards.whole(context.store, "goals", f"as_of={as_of}")
+    days = [str(d) for d in context.window(as_of)]
+    return seeing.gather(context.store, days, context.config.sessions.gap, goals, context.config.privacy.k)
 
 
 def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -> list[str]:

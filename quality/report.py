@@ -15,6 +15,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
+from quality import seeing
 from quality.goalmap import draw
 from quality.markup import clean, html
 from quality.reasons import sentence
@@ -85,7 +86,11 @@ def render_report(data: ReportData) -> str:
         ("rewrites", "Rewrites", _rewrites(data)),
         ("labels", "Labels", _labels(data)),
         ("not-proposed", "Not proposed, and why", _candidates(data)),
-        ("signals", "Signals", _plain(data.signals)),
+        ("signals", "Signals", seeing.signals(data.seeing) + _plain(data.signals)),
+        ("gaps", "Time until the next turn", seeing.gaps(data.seeing)),
+        ("reliability", "Does it come true?", seeing.reliability(data.seeing)),
+        ("borderline", "Borderline pairs", _borderline(data)),
+        ("model", "The model", seeing.model(data.seeing)),
         ("run", "The run", _timings(data)),
     ]
     shown = [(name, title, body) for name, title, body in sections if body]
@@ -293,6 +298,15 @@ def _candidates(data: ReportData) -> str:
     examples = _table("rejected", data, rejected, REJECTED_COLUMNS, "") if rejected else ""
     more = f"<h3>Rewrites that were not proposed, the most used first</h3>{examples}" if examples else ""
     return f'<p class="sub">Every candidate was weighed; these are the decisions.</p>{table}{more}'
+
+
+def _borderline(data: ReportData) -> str:
+    rows = data.seeing.get("borderline") or []
+    lead = (
+        "Neighbouring turns where the model is least sure whether the second asked again for the goal of the first, the least sure of each "
+        f"locale first. Only texts that {data.k} users said are here."
+    )
+    return _table("borderline", data, rows, seeing.BORDERLINE_COLUMNS, lead) if rows else ""
 
 
 def _table(name: str, data: ReportData, rows: Rows, columns: tuple[tuple[str, str, str], ...], lead: str) -> str:

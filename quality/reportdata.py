@@ -33,7 +33,8 @@ class ReportData:
     rows_total: rows of each table, of which the lists above may be the top (of `goals`: distinct goals).
     changes: {status: count} of rewrites. retired: {reason: count} of the parent's rewrites.
     verdicts: fields of `quality.gates.Verdict`. goal_map: {points, edges, goals}, see `quality.goalmap`.
-    signals: any table, one row per signal. notes: sentences worth knowing.
+    signals: any table, one row per signal. seeing: what `pipelines.seeing.gather` made of the model, drawn by
+    `quality.seeing`. notes: sentences worth knowing.
     timings: {stage, seconds, peak_mib, what}, never in the copy inside a release.
     """
 
@@ -55,6 +56,7 @@ class ReportData:
     verdicts: Rows = field(default_factory=list)
     goal_map: dict[str, Any] = field(default_factory=dict)
     signals: Rows = field(default_factory=list)
+    seeing: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     timings: Rows | None = None
 

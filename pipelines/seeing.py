@@ -1,0 +1,147 @@
+"""What the report shows of the model: the signal tables, learned curves, reliability and borderline pairs, from the lake.
+
+Tables come from the counts in the daily manifests; what needs single turns comes from the newest days that hold
+MAX_TURNS together. No clock, no host, no user key: the same lake gives the same figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
+
+import polars as pl
+
+from pipelines import modelstore, shards
+from pipelines.store import FileEntry, Store
+
+MAX_TURNS = 200_000
+"""A tenth of a percent in a reliability bin, and seconds to read."""
+MAX_FEEDBACK_TURNS = 20_000
+"""Turns judged again without their feedback: two seconds' work."""
+_SAID = ["turn_id", "timestamp", "user_key", "locale", "key", "session", "status"]
+
+
+def gather(store: Store, days: list[str], gap_s: float, goals: pl.DataFrame | None, k: int) -> dict[str, Any]:
+    """Everything that `quality.seeing` draws, as JSON types; {} when nothing was scored. `days`: of the window, ISO."""
+    from rewrite import reliability, signals
+
+    have = {t: store.manifests(t) for t in ("turns", "rephrases", "outcomes")}
+    days = [d for d in days if all(f"date={d}" in m for m in have.values())]
+    fingerprint = modelstore.current(store)
+    if not days or fingerprint is None:
+        return {}
+    counted = lambda table, name: signals.add(have[table][f"date={d}"].counts.get(name, {}) for d in days)  # noqa: E731
+    model = modelstore.load(store.root, fingerprint)
+    through = modelstore.made_from(store, fingerprint).get("through", "")
+    out: dict[str, Any] = {
+        "model": {"fingerprint": fingerprint[:12], "through": through},
+        "comparison": modelstore.comparison(store, fingerprint),
+        "meanings": signals.SIGNALS,
+        "signals": signals.signal_table(counted("outcomes", "signals")),
+        "views": signals.view_table(counted("rephrases", "views")),
+        "decided": _decided(signals.with_all(counted("rephrases", "views"))),
+        "gaps": reliability.gap_curves(model),
+    }
+    said, pairs, with_feedback = _sample(store, have, days)
+    chosen = sorted(said["date"].unique().to_list())
+    out["sampled"] = {"turns": said.height, "from": str(chosen[0]), "to": str(chosen[-1])} if chosen else {}
+    out["reliability"] = []
+    if with_feedback.height:
+        cases = reliability.feedback_cases(reliability.thinned(with_feedback, MAX_FEEDBACK_TURNS), model, gap_s)
+        out["reliability"] += [{"kind": "feedback", "locale": n, **d} for n, d in reliability.by_locale(cases).items()]
+    out["feedback_turns"] = int(with_feedback["feedback"].is_not_null().sum()) if with_feedback.height else 0
+    if split := reliability.split_day(chosen):
+        cases = reliability.later_cases(said, split)
+        out["reliability"] += [{"kind": "later", "locale": n, **d} for n, d in reliability.by_locale(cases).items()]
+        out["split"] = {"day": str(split), "unseen": bool(through) and through < str(split)}
+    out["borderline"] = _borderline(pairs, goals, k) if goals is not None else []
+    return out
+
+
+def _borderline(pairs: pl.DataFrame, goals: pl.DataFrame, k: int) -> list[dict[str, Any]]:
+    """The pairs that the model is least sure of, of texts that k users of the locale said in the window and that held no
+    personal data, with how many (floored) did; what is one user's, such as the exact time, is rounded away."""
+    from quality.checks import floor_counts
+    from quality.scrub import has_placeholder
+    from rewrite import reliability
+
+    shown = goals.filter(pl.col("users") >= k, ~has_placeholder("utterance"))
+    shared = shown.group_by("locale", text="utterance").agg(users=floor_counts(pl.col("users").max(), k))
+    pairs = pairs.with_columns(pl.col("gap_s").round(0), pl.col("^p_.*$").round(3), pl.col("probability").round(4))
+    found = reliability.borderline(pairs, shared)
+    found = found.join(shared.rename({"users": "source_users"}), on=["locale", "text"], how="left", maintain_order="left")
+    second = shared.rename({"text": "next_text", "users": "target_users"})
+    return found.join(second, on=["locale", "next_text"], how="left", maintain_order="left").to_dicts()
+
+
+def _decided(views: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
+    rows = []
+    for locale, found in views.items():
+        steps = {n.removeprefix("decided "): c for n, c in found.items() if n.startswith("decided ")}
+        rows += [{"locale": locale, "step": s, "pairs": n, "share": n / sum(steps.values())} for s, n in sorted(steps.items())]
+    return rows
+
+
+def _sample(store: Store, have: Mapping[str, Mapping[str, Any]], days: list[str]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Of the newest days: turns with their outcome, their pairs of neighbours in other words, and whole sessions with feedback.
+
+    A day that alone is too big is thinned to whole sessions, file by file.
+    """
+    from rewrite import reliability
+
+    chosen: list[str] = []
+    rows = 0
+    for day in reversed(days):
+        rows += have["turns"][f"date={day}"].rows
+        if chosen and rows > MAX_TURNS:
+            break
+        chosen.append(day)
+    said, pairs, told = [_EMPTY_SAID], [_EMPTY_PAIRS], []
+    for day in sorted(chosen):
+        part = f"date={day}"
+        share = min(1.0, MAX_TURNS / max(have["turns"][part].rows, 1))
+        others = {t: {f.bucket: f for f in have[t][part].files} for t in ("rephrases", "outcomes")}
+        for entry in have["turns"][part].files:
+            turns = _frame(store, entry, day)
+            if share < 1:
+                turns = turns.filter(reliability.drawn(turns, share, ["user_key", "session"]))
+            turns = turns.unique("turn_id", keep="none").sort("turn_id")  # the tables beside have no user key to tell two apart
+            if entry.bucket not in others["outcomes"] or not turns.height:
+                continue
+            judged = _frame(store, others["outcomes"][entry.bucket], day)
+            found = _frame(store, others["rephrases"][entry.bucket], day) if entry.bucket in others["rephrases"] else None
+            again = _EMPTY_AGAIN if found is None else found.filter(pl.col("lag") > 0).group_by("turn_id").agg(again=pl.col("probability").max())
+            own = pl.col("p_failed_seen") if "p_failed_seen" in judged.columns else pl.col("p_failed")
+            t = turns.select(*_SAID, "date").join(judged.select("turn_id", p_failed=own), on="turn_id").join(again, on="turn_id", how="left")
+            event = pl.col("status").is_in(["no_match", "error"]).fill_null(False) | (pl.col("again") >= 0.5).fill_null(False)
+            said.append(t.with_columns(event=event).select(_EMPTY_SAID.columns))
+            if found is not None:
+                pairs.append(_neighbours(found, turns))
+            whose = turns.filter(pl.col("feedback").is_not_null()).select("user_key", "session").unique()
+            told.append(turns.join(whose, on=["user_key", "session"], how="semi"))
+    return pl.concat(said), pl.concat(pairs), pl.concat(told) if told else pl.DataFrame()
+
+
+def _neighbours(found: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
+    """Neighbours in other words, with their texts and without whose they are."""
+    texts = turns.select("turn_id", text="key")
+    near = found.filter((pl.col("lag") == 1) & ~pl.col("same_text"))
+    near = near.join(texts, on="turn_id").join(texts.rename({"turn_id": "next_turn_id", "text": "next_text"}), on="next_turn_id")
+    return near.select(_EMPTY_PAIRS.columns).cast(dict(_EMPTY_PAIRS.schema))  # type: ignore[arg-type]
+
+
+def _frame(store: Store, entry: FileEntry, day: str) -> pl.DataFrame:
+    return pl.DataFrame(pl.from_arrow(store.read_file(entry))).with_columns(date=pl.lit(date.fromisoformat(day), pl.Date))
+
+
+_EMPTY_AGAIN = pl.DataFrame(schema={"turn_id": pl.String, "again": pl.Float64})
+_EMPTY_SAID = pl.DataFrame(
+    schema={n: pl.String for n in ("locale", "key", "user_key", "turn_id")}
+    | {"timestamp": pl.Datetime("us", "UTC"), "date": pl.Date, "p_failed": pl.Float64, "event": pl.Boolean}
+)
+_EMPTY_PAIRS = pl.DataFrame(
+    schema={"locale": pl.String, "text": pl.String, "next_text": pl.String}
+    | dict.fromkeys(("probability", "p_same_topic", "p_text", "p_gap", "p_friction", "gap_s"), pl.Float64)
+    | {"decided_by": pl.String}
+)

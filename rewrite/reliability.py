@@ -1,0 +1,133 @@
+"""Does what the model says come true? Reliability diagrams against behaviour that the judgement did not use."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from rewrite import ngrams
+from rewrite.model import Model
+from rewrite.votes import detect
+
+BINS: Final = 10
+MIN_CASES: Final = 100
+"""A diagram of fewer cases than ten a bin shows noise: the locale is seen in all locales together only."""
+_SESSION = ["date", "user_key", "session"]
+
+Diagram = dict[str, Any]
+
+
+def diagram(predicted: np.ndarray, happened: np.ndarray) -> Diagram:
+    """`n`, `ece`, and `bins` of equal width: [mean prediction, share that happened, cases], empty bins left out.
+
+    `ece` is the expected calibration error (Naeini et al. 2015): the mean distance of the two, weighted by cases. Sums
+    are taken in sorted order, so that the order of the rows changes nothing.
+    """
+    order = np.lexsort((happened, predicted))
+    p, y = predicted[order].astype(np.float64), happened[order].astype(np.float64)
+    at = np.minimum((p * BINS).astype(np.int64), BINS - 1)
+    n, said, seen = (np.bincount(at, w, BINS) for w in (np.ones(len(p)), p, y))
+    used = np.flatnonzero(n)
+    bins = [[round(float(said[b] / n[b]), 4), round(float(seen[b] / n[b]), 4), int(n[b])] for b in used]
+    ece = float(np.abs(said - seen).sum() / max(len(p), 1))
+    return {"n": len(p), "ece": round(ece, 4), "mean": round(float(p.mean()), 4) if len(p) else None, "bins": bins}
+
+
+def by_locale(cases: pl.DataFrame) -> dict[str, Diagram]:
+    """Diagrams of `cases` (`locale, predicted, happened`): all locales ("") and each with enough cases of its own."""
+    parts = {str(n): part for (n,), part in cases.sort("locale").group_by("locale", maintain_order=True) if part.height >= MIN_CASES}
+    if cases.height >= MIN_CASES and (len(parts) != 1 or cases["locale"].n_unique() > 1):
+        parts = {"": cases} | parts
+    return {name: diagram(p["predicted"].to_numpy(), p["happened"].to_numpy()) for name, p in parts.items()}
+
+
+def thinned(turns: pl.DataFrame, rows: int, by: list[str] | None = None) -> pl.DataFrame:
+    """About `rows` of the turns: whole sessions, chosen by a stable hash of their first turn id, which no user key enters."""
+    if turns.height <= rows:
+        return turns
+    return turns.filter(drawn(turns, rows / turns.height, by or _SESSION))
+
+
+def drawn(turns: pl.DataFrame, share: float, by: list[str]) -> pl.Series:
+    """Which turns are of a session (rows that agree in `by`) that is drawn with probability `share`."""
+    first = turns.select(pl.col("turn_id").min().over(by)).to_series()
+    distinct = first.unique().sort()
+    hashes = pl.Series(ngrams.hash_texts(distinct.str.replace_all("\n", " ").to_list()))
+    chosen = distinct.filter(hashes.cast(pl.Float64) < share * 2.0**64)
+    return first.is_in(chosen.implode())
+
+
+def feedback_cases(turns: pl.DataFrame, model: Model, gap_s: float) -> pl.DataFrame:
+    """`locale, predicted, happened` of the turns with feedback: P(failed) judged without any feedback, and whether the
+    feedback was -1. `turns` are whole sessions. The model's parameters were learned with feedback among the signals."""
+    given = turns.filter(pl.col("feedback").is_not_null() & (pl.col("feedback") != 0))
+    blind = detect(turns.with_columns(feedback=pl.lit(None, pl.Int8)), model, gap_s).outcomes
+    ids = ["date", "user_key", "turn_id"]
+    cases = given.select(*ids, "locale", happened=pl.col("feedback") < 0).join(blind.select(*ids, "p_failed"), on=ids)
+    return cases.select("locale", predicted="p_failed", happened="happened")
+
+
+def later_cases(said: pl.DataFrame, split: date) -> pl.DataFrame:
+    """`locale, predicted, happened`: will someone who says this text from `split` on be refused or ask again?
+
+    `said`: `locale, key, user_key, timestamp, turn_id, date, p_failed` (judged by the turn's own session) and `event`
+    (refused, or asked again). Each user counts once per text, with the first turn. Earlier users give each text its
+    P(failed), drawn to the locale's mean by Buehlmann's credibility, and the locale its P(event | failed) and
+    P(event | served); who said a text first from `split` on is the case. So users, days and signals are others.
+    """
+    first = said.sort("locale", "key", "timestamp", "turn_id", "user_key").unique(["locale", "key", "user_key"], keep="first", maintain_order=True)
+    cases = []
+    for (locale,), part in first.group_by("locale", maintain_order=True):
+        before, after = part.filter(pl.col("date") < split), part.filter(pl.col("date") >= split)
+        if before.height < MIN_CASES or not after.height:
+            continue
+        p, event = before["p_failed"].to_numpy(), before["event"].to_numpy().astype(np.float64)
+        if_failed, if_served = (float((w * event).sum() / max(w.sum(), 1e-9)) for w in (p, 1.0 - p))
+        texts = before.group_by("key", maintain_order=True).agg(n=pl.len(), mean=pl.col("p_failed").mean(), spread=pl.col("p_failed").var(ddof=0))
+        n, mean, spread = (texts[c].to_numpy().astype(np.float64) for c in ("n", "mean", "spread"))
+        overall = float(p.mean())
+        within = float((n * spread).sum() / max(len(p) - len(n), 1))
+        mass = len(p) - float((n**2).sum()) / len(p)
+        between = (float((n * (mean - overall) ** 2).sum()) - (len(n) - 1) * within) / max(mass, 1e-9)
+        k = within / max(between, 1e-6)
+        texts = texts.with_columns(failed=pl.Series((n * mean + k * overall) / (n + k)))
+        found = after.join(texts.select("key", "failed"), on="key", how="inner")
+        predicted = pl.col("failed") * if_failed + (1.0 - pl.col("failed")) * if_served
+        cases.append(found.select(pl.lit(locale).alias("locale"), predicted=predicted, happened="event"))
+    empty = pl.DataFrame(schema={"locale": pl.String, "predicted": pl.Float64, "happened": pl.Boolean})
+    return pl.concat([empty, *cases])
+
+
+def split_day(days: list[date]) -> date | None:
+    """The first day of the last fifth (at least one) of the days; None for fewer than two."""
+    days = sorted(days)
+    return days[-max(1, len(days) // 5)] if len(days) > 1 else None
+
+
+def borderline(pairs: pl.DataFrame, shared: pl.DataFrame, most: int = 20) -> pl.DataFrame:
+    """The `most` pairs per locale that the model is least sure of, one row per two texts, the least sure first.
+
+    `pairs`: `locale, text, next_text, probability` and more, neighbours in other words. `shared`: `locale, text` that k
+    users of the locale said; a pair with another text in it never shows. Ties go by the texts, never by user or turn.
+    """
+    both = pairs.join(shared.select("locale", "text"), on=["locale", "text"], how="semi")
+    both = both.join(shared.select("locale", next_text="text"), on=["locale", "next_text"], how="semi").with_columns(
+        unsure=(pl.col("probability") - 0.5).abs()
+    )
+    order = ["locale", "unsure", "text", "next_text", *(c for c in pairs.columns if c not in ("locale", "text", "next_text"))]
+    both = both.sort(order).unique(["locale", "text", "next_text"], keep="first", maintain_order=True)
+    return both.group_by("locale", maintain_order=True).head(most).select(pairs.columns)
+
+
+def gap_curves(model: Model) -> list[dict[str, Any]]:
+    """Per detector: `locale, channel` ("*" is any), `pairs` it learned from, and its curve: `edges` in seconds, and the
+    log likelihood ratio below each edge and above the last (`values`)."""
+    rows = []
+    for (locale, channel), d in sorted(model.detectors.items()):
+        if d.pairs and d.gap.edges:
+            seconds = [round(float(np.exp(e) - 0.5), 3) for e in d.gap.edges]
+            rows.append({"locale": locale, "channel": channel, "pairs": d.pairs, "base": round(d.base, 4), "edges": seconds} | {"values": [round(v, 4) for v in d.gap.values]})
+    return rows
