@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipelines import shards
 from pipelines.context import Context
 from pipelines.store import Store
 
@@ -136,15 +135,14 @@ def finish_run(context: Context) -> None:
 
 
 def _seeing(context: Context) -> dict[str, Any]:
-    """The model as it is seen on the newest window, for a run that released nothing of its own."""
+    """The model as the tables of the window see it, for a run that had nothing to decide; a second's work at most."""
     from pipelines import seeing
 
     as_of = context.as_of()
     if as_of is None:
         return {}
-    goals = shards.whole(context.store, "goals", f"as_of={as_of}")
     days = [str(d) for d in context.window(as_of)]
-    return seeing.gather(context.store, days, context.config.sessions.gap, goals, context.config.privacy.k)
+    return seeing.gather(context.store, days, context.config.sessions.gap, None, context.config.privacy.k, deep=False)
 
 
 def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -> list[str]:

@@ -7,23 +7,24 @@ MAX_TURNS together. No clock, no host, no user key: the same lake gives the same
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
 from typing import Any
 
 import polars as pl
 
 from pipelines import modelstore, shards
-from pipelines.store import FileEntry, Store
+from pipelines.store import Manifest, Store
 
 MAX_TURNS = 200_000
 """A tenth of a percent in a reliability bin, and seconds to read."""
 MAX_FEEDBACK_TURNS = 20_000
 """Turns judged again without their feedback: two seconds' work."""
-_SAID = ["turn_id", "timestamp", "user_key", "locale", "key", "session", "status"]
 
 
-def gather(store: Store, days: list[str], gap_s: float, goals: pl.DataFrame | None, k: int) -> dict[str, Any]:
-    """Everything that `quality.seeing` draws, as JSON types; {} when nothing was scored. `days`: of the window, ISO."""
+def gather(store: Store, days: list[str], gap_s: float, goals: pl.DataFrame | None, k: int, *, deep: bool = True) -> dict[str, Any]:
+    """Everything that `quality.seeing` draws, as JSON types; {} when nothing was scored. `days`: of the window, ISO.
+
+    Not `deep`: only what the manifests and the model say, which costs nothing.
+    """
     from rewrite import reliability, signals
 
     have = {t: store.manifests(t) for t in ("turns", "rephrases", "outcomes")}
@@ -42,13 +43,16 @@ def gather(store: Store, days: list[str], gap_s: float, goals: pl.DataFrame | No
         "views": signals.view_table(counted("rephrases", "views")),
         "decided": _decided(signals.with_all(counted("rephrases", "views"))),
         "gaps": reliability.gap_curves(model),
+        "deep": deep,
     }
+    if not deep:
+        return out
     said, pairs, with_feedback = _sample(store, have, days)
     chosen = sorted(said["date"].unique().to_list())
     out["sampled"] = {"turns": said.height, "from": str(chosen[0]), "to": str(chosen[-1])} if chosen else {}
     out["reliability"] = []
     if with_feedback.height:
-        cases = reliability.feedback_cases(reliability.thinned(with_feedback, MAX_FEEDBACK_TURNS), model, gap_s)
+        cases = reliability.feedback_cases(reliability.thinned(with_feedback.drop("bucket"), MAX_FEEDBACK_TURNS), model, gap_s)
         out["reliability"] += [{"kind": "feedback", "locale": n, **d} for n, d in reliability.by_locale(cases).items()]
     out["feedback_turns"] = int(with_feedback["feedback"].is_not_null().sum()) if with_feedback.height else 0
     if split := reliability.split_day(chosen):
@@ -99,43 +103,51 @@ def _sample(store: Store, have: Mapping[str, Mapping[str, Any]], days: list[str]
         chosen.append(day)
     said, pairs, told = [_EMPTY_SAID], [_EMPTY_PAIRS], []
     for day in sorted(chosen):
-        part = f"date={day}"
-        share = min(1.0, MAX_TURNS / max(have["turns"][part].rows, 1))
-        others = {t: {f.bucket: f for f in have[t][part].files} for t in ("rephrases", "outcomes")}
-        for entry in have["turns"][part].files:
-            turns = _frame(store, entry, day)
-            if share < 1:
-                turns = turns.filter(reliability.drawn(turns, share, ["user_key", "session"]))
-            turns = turns.unique("turn_id", keep="none").sort("turn_id")  # the tables beside have no user key to tell two apart
-            if entry.bucket not in others["outcomes"] or not turns.height:
-                continue
-            judged = _frame(store, others["outcomes"][entry.bucket], day)
-            found = _frame(store, others["rephrases"][entry.bucket], day) if entry.bucket in others["rephrases"] else None
-            again = _EMPTY_AGAIN if found is None else found.filter(pl.col("lag") > 0).group_by("turn_id").agg(again=pl.col("probability").max())
-            own = pl.col("p_failed_seen") if "p_failed_seen" in judged.columns else pl.col("p_failed")
-            t = turns.select(*_SAID, "date").join(judged.select("turn_id", p_failed=own), on="turn_id").join(again, on="turn_id", how="left")
-            event = pl.col("status").is_in(["no_match", "error"]).fill_null(False) | (pl.col("again") >= 0.5).fill_null(False)
-            said.append(t.with_columns(event=event).select(_EMPTY_SAID.columns))
-            if found is not None:
-                pairs.append(_neighbours(found, turns))
-            whose = turns.filter(pl.col("feedback").is_not_null()).select("user_key", "session").unique()
-            told.append(turns.join(whose, on=["user_key", "session"], how="semi"))
+        share = min(1.0, MAX_TURNS / max(have["turns"][f"date={day}"].rows, 1))
+        turns = _day(store, have["turns"], day, share)
+        if turns is None:
+            continue
+        turns = turns.unique(_ID, keep="none").sort(_ID)  # the tables beside have no user key to tell two apart
+        kept = turns.select(_ID)
+        judged = _day(store, have["outcomes"], day, keep=kept)
+        found = _day(store, have["rephrases"], day, keep=kept)
+        if judged is None or found is None:
+            continue
+        again = found.filter(pl.col("lag") > 0).group_by(_ID).agg(again=pl.col("probability").max())
+        own = pl.col("p_failed_seen") if "p_failed_seen" in judged.columns else pl.col("p_failed")
+        t = turns.join(judged.select(*_ID, p_failed=own), on=_ID).join(again, on=_ID, how="left")
+        event = pl.col("status").is_in(["no_match", "error"]).fill_null(False) | (pl.col("again") >= 0.5).fill_null(False)
+        said.append(t.with_columns(event=event).select(_EMPTY_SAID.columns))
+        pairs.append(_neighbours(found, turns))
+        whose = turns.filter(pl.col("feedback").is_not_null()).select("user_key", "session").unique()
+        told.append(turns.join(whose, on=["user_key", "session"], how="semi"))
     return pl.concat(said), pl.concat(pairs), pl.concat(told) if told else pl.DataFrame()
 
 
 def _neighbours(found: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     """Neighbours in other words, with their texts and without whose they are."""
-    texts = turns.select("turn_id", text="key")
+    texts, next_texts = turns.select(*_ID, text="key"), turns.select("bucket", next_turn_id="turn_id", next_text="key")
     near = found.filter((pl.col("lag") == 1) & ~pl.col("same_text"))
-    near = near.join(texts, on="turn_id").join(texts.rename({"turn_id": "next_turn_id", "text": "next_text"}), on="next_turn_id")
+    near = near.join(texts, on=_ID).join(next_texts, on=["bucket", "next_turn_id"])
     return near.select(_EMPTY_PAIRS.columns).cast(dict(_EMPTY_PAIRS.schema))  # type: ignore[arg-type]
 
 
-def _frame(store: Store, entry: FileEntry, day: str) -> pl.DataFrame:
-    return pl.DataFrame(pl.from_arrow(store.read_file(entry))).with_columns(date=pl.lit(date.fromisoformat(day), pl.Date))
+def _day(
+    store: Store, have: Mapping[str, Manifest], day: str, share: float = 1.0, keep: pl.DataFrame | None = None
+) -> pl.DataFrame | None:
+    """A day of a table with `date` and `bucket`: a share of its sessions, or the rows of the turns in `keep`; None when empty."""
+    from rewrite import reliability
+
+    frames = []
+    for entry in have[f"date={day}"].files:
+        frame = shards.read(store, shards.Shard("", ((f"date={day}", entry),)))
+        if share < 1:
+            frame = frame.filter(reliability.drawn(frame, share, ["user_key", "session"]))
+        frames.append(frame if keep is None else frame.join(keep, on=_ID, how="semi"))
+    return pl.concat(frames) if frames else None
 
 
-_EMPTY_AGAIN = pl.DataFrame(schema={"turn_id": pl.String, "again": pl.Float64})
+_ID = ["bucket", "turn_id"]
 _EMPTY_SAID = pl.DataFrame(
     schema={n: pl.String for n in ("locale", "key", "user_key", "turn_id")}
     | {"timestamp": pl.Datetime("us", "UTC"), "date": pl.Date, "p_failed": pl.Float64, "event": pl.Boolean}

@@ -178,6 +178,8 @@ def reliability(seen: Mapping[str, Any]) -> str:
     diagrams = seen.get("reliability") or []
     if not seen.get("model"):
         return ""
+    if not seen.get("deep", True):
+        return '<p class="sub">Nothing was judged anew in this run; the diagrams are in the report of the run that made the last release.</p>'
     out = []
     split = seen.get("split") or {}
     for kind, (title, lead) in KINDS.items():
