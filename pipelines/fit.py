@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import polars as pl
 
 from pipelines import engine, modelstore, shards
 from pipelines.context import Context
+from pipelines.errors import LakeError
+from pipelines.explain import printable
 from pipelines.plan import Plan, Todo, digest
 from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
 
-VERSION = 1
+if TYPE_CHECKING:
+    from rewrite.model import Model
+
+VERSION = 2
 READS = {"turns": contracts.TURNS.names}
 WRITES = {"models": ["friction and asked-again parameters per locale and channel, frozen statistics of the log"]}
 MAX_TURNS = 600_000
@@ -31,17 +36,18 @@ class Sample(beam.DoFn):
     def process(self, shard: Shard) -> Iterable[tuple[int, bytes]]:
         turns = shards.read(self._store, shard)
         if self._share < 1:
-            first = pl.col("turn_id").min().over("user_key", "date", "session")
-            turns = turns.filter(first.hash(seed=1) < int(self._share * 2**64))
+            from rewrite import sampling
+
+            turns = turns.filter(sampling.drawn(turns, self._share))
         yield 0, engine.to_ipc(turns)
 
 
 class FitModel(beam.DoFn):
-    """All sampled turns -> a model in the lake; emits what was learned."""
+    """All sampled turns -> a model in the lake (not with `keep` off); emits what was learned, and how far it moved."""
 
-    def __init__(self, store: Store, seed: int, k: int, sample_pairs: int, made_from: dict[str, str], sent: int):
-        self._store, self._made_from, self._sent = store, made_from, sent
-        self._settings = {"seed": seed, "k": k, "max_pairs": sample_pairs}
+    def __init__(self, store: Store, settings: dict[str, Any], gap: float, made_from: dict[str, str], sent: int, old: str | None, keep: bool):
+        self._store, self._settings, self._gap, self._made_from = store, settings, gap, made_from
+        self._sent, self._old, self._keep = sent, old, keep
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[dict[str, Any]]:
         from rewrite import asked_again
@@ -50,29 +56,48 @@ class FitModel(beam.DoFn):
         engine.accounted("shards of turns", self._sent, len(parts))
         turns = pl.concat(parts)
         model = asked_again.fit(turns, **self._settings)
-        fingerprint = modelstore.save(self._store, model, self._made_from)
-        yield {"table": "models", "partition": fingerprint, "entry": {"bucket": None, "path": ""}, "counts": {"turns": turns.height}}
+        fingerprint, compared = model.fingerprint, {}
+        if self._old:
+            compared = self._compared(turns, model) | {"old": self._old}
+        if self._keep:
+            modelstore.save(self._store, model, self._made_from, compared if fingerprint != self._old else None)
+        counts = {"turns": turns.height, "compared": compared}
+        yield {"table": "models", "partition": fingerprint, "entry": {"bucket": None, "path": ""}, "counts": counts}
+
+    def _compared(self, turns: pl.DataFrame, model: Model) -> dict[str, Any]:
+        from rewrite import drift, sampling
+
+        assert self._old is not None
+        try:
+            old = modelstore.load(self._store.root, self._old)
+        except (LakeError, ValueError) as error:  # of another version, or damaged: the new one is needed, whatever it says
+            return {"worth": True, "verdict": f"A refit is needed: the model in use cannot be read ({error})."}
+        return drift.compare(sampling.thinned(turns, drift.SAMPLE_TURNS), old, model, self._gap)
 
 
 class Fit(beam.PTransform):
     """Shards of turns -> one model."""
 
-    def __init__(self, store: Store, share: float, **settings: Any):
+    def __init__(self, store: Store, share: float, *fit: Any):
         super().__init__()
-        self._store, self._share, self._settings = store, share, settings
+        self._sample, self._fit = Sample(store, share), FitModel(store, *fit)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:
         return (
             work
-            | "sample" >> beam.ParDo(Sample(self._store, self._share))
+            | "sample" >> beam.ParDo(self._sample)
             | "gather" >> beam.GroupByKey()
-            | "fit" >> beam.ParDo(FitModel(self._store, **self._settings))
+            | "fit" >> beam.ParDo(self._fit)
         )
 
 
 def plan(context: Context) -> Plan:
     """A model is used until told otherwise: fitted when there is none, or when asked for."""
     model = modelstore.current(context.store)
+    if getattr(context.options, "compare", False):
+        if model is None:
+            raise LakeError(f"--compare: {context.store.url('models')} has no model to compare with; leave --compare away to fit the first")
+        return Plan([Todo("models", "", f"to compare with {model[:12]}, which stays in use")])
     if model and (getattr(context.options, "if_missing", False) or getattr(context.options, "refit", None) is False):
         return Plan([], skip=f"model {model[:12]} is in use; --refit or `sayagain fit` makes a new one")
     days = context.chosen_dates("turns")
@@ -100,10 +125,40 @@ def run(context: Context, report: Any) -> None:
     manifests = _newest(context)
     rows = sum(m.rows for m in manifests)
     c = context.config
-    made_from = {"turns": digest([m.content for m in manifests]), "config": c.fingerprint("asked_again", "run.seed", "privacy")}
-    settings = {"seed": c.run.seed, "k": c.privacy.k, "sample_pairs": c.asked_again.sample_pairs, "made_from": made_from}
+    made_from = {
+        "turns": digest([m.content for m in manifests]),
+        "config": c.fingerprint("asked_again", "run.seed", "privacy"),
+        "through": manifests[-1].partition.removeprefix("date="),
+    }
+    settings = {"seed": c.run.seed, "k": c.privacy.k, "max_pairs": c.asked_again.sample_pairs}
+    old, keep = modelstore.current(context.store), not getattr(context.options, "compare", False)
     with context.store.lease("fit"):
         work = shards.by_size(manifests, c.run.shard_turns)
         share = min(1.0, MAX_TURNS / max(rows, 1))
-        receipts = engine.execute(context, "fit", work, Fit(context.store, share, sent=len(work), **settings))
-    report.counts = {"turns": receipts[0]["counts"]["turns"], "model": receipts[0]["partition"][:12]}
+        transform = Fit(context.store, share, settings, c.sessions.gap, made_from, len(work), old, keep)
+        receipt = engine.execute(context, "fit", work, transform)[0]
+    report.counts = {"turns": receipt["counts"]["turns"], "model": receipt["partition"][:12]}
+    if moved := receipt["counts"]["compared"]:
+        report.counts |= {n: moved[n] for n in _FIGURES if n in moved} | {"worth a refit": "yes" if moved["worth"] else "no"}
+        context.result["lines"] = _told(moved, receipt["partition"], keep)
+
+
+_FIGURES = ("flipped", "moved", "psi", "outcomes_flipped", "outcomes_moved")
+
+
+def _told(moved: dict[str, Any], new: str, kept: bool) -> list[str]:
+    """How far the new model moves, for a person."""
+    if new == moved["old"]:
+        return [f"The fit gives the model in use, {new[:12]}, number for number."]
+    out = [printable(moved["verdict"])]
+    if "moved" in moved:
+        out.append(f"  asked again: P changes by {moved['moved']:.4f} on average; PSI {moved['psi']:.4f}")
+        out.append(f"  failed: P changes by {moved['outcomes_moved']:.4f} on average")
+    for name, what in (("bases", "base rate of asking again"), ("priors", "P(served)")):
+        for part, (before, after) in moved.get(name, {}).items():
+            if before != after:
+                show = lambda v: "the pool's" if v is None else f"{v:.3f}"  # noqa: E731
+                curve = f"; gap curve moves by {moved['curves'][part]:.2f} log odds" if part in moved["curves"] else ""
+                out.append(f"  {printable(part)}: {what} {show(before)} -> {show(after)}{curve}")
+    out.append(f"{new[:12]} is in use now; `sayagain detect` rebuilds the daily tables." if kept else f"{moved['old'][:12]} stays in use.")
+    return out

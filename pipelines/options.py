@@ -97,6 +97,12 @@ class FitOptions(DatedOptions):
     """
 
     if_missing: bool = opt(False, "do nothing when the lake has a model")
+    compare: bool = opt(False, "say how far a new model would move from the one in use, and keep that one")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.compare and self.if_missing:
+            raise UsageError("--compare needs a model to compare with, --if-missing fits only where there is none: give one of them")
 
 
 @dataclass(frozen=True)

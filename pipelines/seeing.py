@@ -25,7 +25,7 @@ def gather(store: Store, days: list[str], gap_s: float, goals: pl.DataFrame | No
 
     Not `deep`: only what the manifests and the model say, which costs nothing.
     """
-    from rewrite import reliability, signals
+    from rewrite import reliability, sampling, signals
 
     have = {t: store.manifests(t) for t in ("turns", "rephrases", "outcomes")}
     days = [d for d in days if all(f"date={d}" in m for m in have.values())]
@@ -52,7 +52,7 @@ def gather(store: Store, days: list[str], gap_s: float, goals: pl.DataFrame | No
     out["sampled"] = {"turns": said.height, "from": str(chosen[0]), "to": str(chosen[-1])} if chosen else {}
     out["reliability"] = []
     if with_feedback.height:
-        cases = reliability.feedback_cases(reliability.thinned(with_feedback.drop("bucket"), MAX_FEEDBACK_TURNS), model, gap_s)
+        cases = reliability.feedback_cases(sampling.thinned(with_feedback.drop("bucket"), MAX_FEEDBACK_TURNS), model, gap_s)
         out["reliability"] += [{"kind": "feedback", "locale": n, **d} for n, d in reliability.by_locale(cases).items()]
     out["feedback_turns"] = int(with_feedback["feedback"].is_not_null().sum()) if with_feedback.height else 0
     if split := reliability.split_day(chosen):
@@ -92,8 +92,6 @@ def _sample(store: Store, have: Mapping[str, Mapping[str, Any]], days: list[str]
 
     A day that alone is too big is thinned to whole sessions, file by file.
     """
-    from rewrite import reliability
-
     chosen: list[str] = []
     rows = 0
     for day in reversed(days):
@@ -136,13 +134,13 @@ def _day(
     store: Store, have: Mapping[str, Manifest], day: str, share: float = 1.0, keep: pl.DataFrame | None = None
 ) -> pl.DataFrame | None:
     """A day of a table with `date` and `bucket`: a share of its sessions, or the rows of the turns in `keep`; None when empty."""
-    from rewrite import reliability
+    from rewrite import sampling
 
     frames = []
     for entry in have[f"date={day}"].files:
         frame = shards.read(store, shards.Shard("", ((f"date={day}", entry),)))
         if share < 1:
-            frame = frame.filter(reliability.drawn(frame, share, ["user_key", "session"]))
+            frame = frame.filter(sampling.drawn(frame, share))
         frames.append(frame if keep is None else frame.join(keep, on=_ID, how="semi"))
     return pl.concat(frames) if frames else None
 

@@ -8,14 +8,12 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from rewrite import ngrams
 from rewrite.model import Model
 from rewrite.votes import detect
 
 BINS: Final = 10
 MIN_CASES: Final = 100
 """A diagram of fewer cases than ten a bin shows noise: the locale is seen in all locales together only."""
-_SESSION = ["date", "user_key", "session"]
 
 Diagram = dict[str, Any]
 
@@ -42,22 +40,6 @@ def by_locale(cases: pl.DataFrame) -> dict[str, Diagram]:
     if cases.height >= MIN_CASES and (len(parts) != 1 or cases["locale"].n_unique() > 1):
         parts = {"": cases} | parts
     return {name: diagram(p["predicted"].to_numpy(), p["happened"].to_numpy()) for name, p in parts.items()}
-
-
-def thinned(turns: pl.DataFrame, rows: int, by: list[str] | None = None) -> pl.DataFrame:
-    """About `rows` of the turns: whole sessions, chosen by a stable hash of their first turn id, which no user key enters."""
-    if turns.height <= rows:
-        return turns
-    return turns.filter(drawn(turns, rows / turns.height, by or _SESSION))
-
-
-def drawn(turns: pl.DataFrame, share: float, by: list[str]) -> pl.Series:
-    """Which turns are of a session (rows that agree in `by`) that is drawn with probability `share`."""
-    first = turns.select(pl.col("turn_id").min().over(by)).to_series()
-    distinct = first.unique().sort()
-    hashes = pl.Series(ngrams.hash_texts(distinct.str.replace_all("\n", " ").to_list()))
-    chosen = distinct.filter(hashes.cast(pl.Float64) < share * 2.0**64)
-    return first.is_in(chosen.implode())
 
 
 def feedback_cases(turns: pl.DataFrame, model: Model, gap_s: float) -> pl.DataFrame:
