@@ -77,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
         module, entry, _ = COMMANDS[namespace.command]
         options = o.from_namespace(_options(entry), namespace)
         _calm()
-        if namespace.command in o.JOBS:
+        if getattr(options, "explain", None) is not None:
+            module = "pipelines.explain_turn"
+        elif namespace.command in o.JOBS:
             from pipelines.jobs import run_one
 
             return run_one(namespace.command, options)

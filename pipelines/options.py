@@ -110,7 +110,18 @@ class DetectOptions(DatedOptions):
     """Scores pairs of turns (asked again?) and turns (failed?), and casts the votes of each user.
 
     Example: sayagain detect --lake ./lake --from 2026-01-07 --to 2026-01-07
+    With --explain it scores nothing and says why one turn was judged as it was: its session, its pairs, its outcome.
     """
+
+    explain: str | None = opt(None, "say why this turn was judged as it was; shows only texts that k users share", metavar="TURN_ID")
+    private: bool = opt(False, "with --explain: also show texts that fewer than k users share")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.explain is not None and not self.explain.strip():
+            raise UsageError("--explain: give a turn_id of the log")
+        if self.private and self.explain is None:
+            raise UsageError("--private goes with --explain TURN_ID")
 
 
 @dataclass(frozen=True)
