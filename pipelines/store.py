@@ -213,7 +213,8 @@ class Store:
             raise LakeError(f"{self.url(entry.path)}: named by its manifest but gone; {mend}")
         if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise LakeError(f"{self.url(entry.path)}: {len(data)} bytes that are not what the manifest says; {mend}")
-        return pq.read_table(io.BytesIO(data), columns=[*columns] if columns else None)
+        # No pre-buffering: the bytes are here, and the thread that would fetch them ahead can abort a process that ends soon after.
+        return pq.read_table(io.BytesIO(data), columns=[*columns] if columns else None, pre_buffer=False)
 
     def read(
         self, table: str, partition: str, columns: Sequence[str] | None = None, buckets: Iterable[int] | None = None
