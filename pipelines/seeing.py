@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
-from pipelines import modelstore, shards
+from pipelines import modelstore
 from pipelines.store import Manifest, Store
 
 MAX_TURNS = 200_000
@@ -137,10 +139,13 @@ def _day(
     from rewrite import sampling
 
     frames = []
-    for entry in have[f"date={day}"].files:
-        frame = shards.read(store, shards.Shard("", ((f"date={day}", entry),)))
-        if share < 1:
-            frame = frame.filter(sampling.drawn(frame, share))
+    files = have[f"date={day}"].files
+    # a day that is too big is cut down file by file; else one conversion of all files is several times faster
+    for group in [[f] for f in files] if share < 1 else [files] if files else []:
+        table = pa.concat_tables([store.read_file(f) for f in group])
+        buckets = np.repeat([f.bucket or 0 for f in group], [f.rows for f in group]).astype(np.int32)
+        frame = pl.DataFrame(pl.from_arrow(table)).with_columns(pl.Series("bucket", buckets), date=pl.lit(day).str.to_date())
+        frame = frame.filter(sampling.drawn(frame, share)) if share < 1 else frame
         frames.append(frame if keep is None else frame.join(keep, on=_ID, how="semi"))
     return pl.concat(frames) if frames else None
 
