@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from rewrite.curves import logit, sigmoid
 from rewrite.model import Model
 from rewrite.votes import detect
 
@@ -56,29 +57,26 @@ def later_cases(said: pl.DataFrame, split: date) -> pl.DataFrame:
     """`locale, predicted, happened`: will someone who says this text from `split` on be refused or ask again?
 
     `said`: `locale, key, user_key, timestamp, turn_id, date, p_failed` (judged by the turn's own session) and `event`
-    (refused, or asked again). Each user counts once per text, with the first turn. Earlier users give each text its
-    P(failed), drawn to the locale's mean by Buehlmann's credibility, and the locale its P(event | failed) and
-    P(event | served); who said a text first from `split` on is the case. So users, days and signals are others.
+    (refused, or asked again). Each user counts once per text, with the first turn; who said a text first from `split` on
+    is a case. Of the earlier users, log odds add up to the text's P(failed), as they do in `aggregate`, and the locale's
+    P(event | failed) and P(event | served) turn it into P(event). So users, days and what is looked at are others.
     """
-    first = said.sort("locale", "key", "timestamp", "turn_id", "user_key").unique(["locale", "key", "user_key"], keep="first", maintain_order=True)
+    order = ["locale", "key", "timestamp", "turn_id", "user_key"]
+    first = said.sort(order).unique(["locale", "key", "user_key"], keep="first", maintain_order=True)
     cases = []
     for (locale,), part in first.group_by("locale", maintain_order=True):
         before, after = part.filter(pl.col("date") < split), part.filter(pl.col("date") >= split)
         if before.height < MIN_CASES or not after.height:
             continue
-        p, event = before["p_failed"].to_numpy(), before["event"].to_numpy().astype(np.float64)
-        if_failed, if_served = (float((w * event).sum() / max(w.sum(), 1e-9)) for w in (p, 1.0 - p))
-        texts = before.group_by("key", maintain_order=True).agg(n=pl.len(), mean=pl.col("p_failed").mean(), spread=pl.col("p_failed").var(ddof=0))
-        n, mean, spread = (texts[c].to_numpy().astype(np.float64) for c in ("n", "mean", "spread"))
-        overall = float(p.mean())
-        within = float((n * spread).sum() / max(len(p) - len(n), 1))
-        mass = len(p) - float((n**2).sum()) / len(p)
-        between = (float((n * (mean - overall) ** 2).sum()) - (len(n) - 1) * within) / max(mass, 1e-9)
-        k = within / max(between, 1e-6)
-        texts = texts.with_columns(failed=pl.Series((n * mean + k * overall) / (n + k)))
-        found = after.join(texts.select("key", "failed"), on="key", how="inner")
-        predicted = pl.col("failed") * if_failed + (1.0 - pl.col("failed")) * if_served
-        cases.append(found.select(pl.lit(locale).alias("locale"), predicted=predicted, happened="event"))
+        prior = logit(before["p_failed"].to_numpy().mean())
+        before = before.with_columns(llr=pl.Series(logit(before["p_failed"].to_numpy()) - prior))
+        texts = before.group_by("key", maintain_order=True).agg(pl.col("llr").sum(), n=pl.len(), events=pl.col("event").sum())
+        failed = sigmoid(texts["llr"].to_numpy() + prior)
+        n, events = texts["n"].to_numpy(), texts["events"].to_numpy()
+        if_failed, if_served = (float((w * events).sum() / max((w * n).sum(), 1e-9)) for w in (failed, 1.0 - failed))
+        texts = texts.with_columns(predicted=pl.Series(failed * if_failed + (1.0 - failed) * if_served))
+        found = after.join(texts.select("key", "predicted"), on="key", how="inner")
+        cases.append(found.select("locale", "predicted", happened="event"))
     empty = pl.DataFrame(schema={"locale": pl.String, "predicted": pl.Float64, "happened": pl.Boolean})
     return pl.concat([empty, *cases])
 
