@@ -39,7 +39,9 @@ class Score(beam.DoFn):
         found = detect(turns.drop("bucket"), model, self._gap)
         cuts = signals.confidence_cuts(model, turns["locale"].unique())
         patterns = signals.patterns(turns, found.rephrases, found.outcomes, cuts, self._gap).join(buckets, on="user_key", how="left")
-        based = found.rephrases.with_columns(base=signals.base_rates(turns, found.rephrases, model)).join(buckets, on="user_key", how="left")
+        based = found.rephrases.with_columns(base=signals.base_rates(turns, found.rephrases, model)).join(
+            buckets, on="user_key", how="left"
+        )
         for table, schema in SCHEMAS.items():
             frame = getattr(found, table).join(buckets, on="user_key", how="left", maintain_order="left")
             if "user_key" not in schema.names:

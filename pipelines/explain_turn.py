@@ -148,8 +148,8 @@ def _came_next(scored: pl.DataFrame, row: int, turn: dict[str, Any], censored: b
         return "the same again within two seconds: a client's retry, judged by the turn that stands for it"
     if not real.height:
         return "not known: midnight came first" if censored else "nothing: the session ended here"
-    best = real["probability"].max()
-    return f"asked again with P = {best:.2f}" if best >= 0.5 else f"something else (asked again with P = {best:.2f})"  # type: ignore[operator]
+    best = max(real["probability"].to_list())
+    return f"asked again with P = {best:.2f}" if best >= 0.5 else f"something else (asked again with P = {best:.2f})"
 
 
 def _shared(store: Store, turns: pl.DataFrame, day: str, k: int) -> set[tuple[str, str]]:
@@ -163,7 +163,9 @@ def _shared(store: Store, turns: pl.DataFrame, day: str, k: int) -> set[tuple[st
             out |= set(wanted.join(known, on=["locale", "key"], how="semi").iter_rows())
     if len(out) < wanted.height:
         said = [pl.DataFrame(pl.from_arrow(store.read_file(f, ["locale", "key", "user_key"]))) for f in _files(store, day)]
-        users = pl.concat(said).join(wanted, on=["locale", "key"], how="semi").group_by("locale", "key").agg(n=pl.col("user_key").n_unique())
+        users = (
+            pl.concat(said).join(wanted, on=["locale", "key"], how="semi").group_by("locale", "key").agg(n=pl.col("user_key").n_unique())
+        )
         out |= set(users.filter(pl.col("n") >= k).select("locale", "key").iter_rows())
     return out
 
@@ -184,7 +186,9 @@ def lines(s: Story) -> list[str]:
         out.append(f"  The day's tables say otherwise, maybe: they were {s['stale']}; `sayagain detect` makes them anew.")
     out += ["", "Its session"]
     for t in s["session"]:
-        facts = ", ".join(f"{n} {printable(v)}" for n, v in t.items() if n not in ("offset", "text", "seconds", "treatment") and v is not False)
+        facts = ", ".join(
+            f"{n} {printable(v)}" for n, v in t.items() if n not in ("offset", "text", "seconds", "treatment") and v is not False
+        )
         mark = ">" if t["offset"] == 0 else " "
         out.append(f"{mark} {t['seconds']:>+9.1f} s  {_quoted(t['text'])}" + (f"  [{facts}]" if facts else ""))
     if any(t["text"]["text"] is None for t in s["session"]):
@@ -197,8 +201,12 @@ def lines(s: Story) -> list[str]:
     out += ["", f"Was it served? P(failed) = {o['p_failed']:.3f}"]
     out.append(f"  before anything is known: {o['prior']:.3f}, the share of this locale's turns that fail")
     out.append(f"  what came next: {o['came_next']}")
-    out.append(f"  how it went and what came next: {o['session_says']:+.2f} log odds, so {o['p_failed_seen']:.3f}: this is what its user's vote says")
-    out.append(f"  what others' turns of the text, and the assistant's confidence, say: {o['text_says']:+.2f} log odds, so {o['p_failed']:.3f}")
+    out.append(
+        f"  how it went and what came next: {o['session_says']:+.2f} log odds, so {o['p_failed_seen']:.3f}: this is what its user's vote says"
+    )
+    out.append(
+        f"  what others' turns of the text, and the assistant's confidence, say: {o['text_says']:+.2f} log odds, so {o['p_failed']:.3f}"
+    )
     for name, p in o["without"].items():
         if abs(p - o["p_failed"]) >= 0.0005:
             out.append(f"  without {name.replace('_', ' ')}: {p:.3f}")

@@ -45,7 +45,9 @@ class Sample(beam.DoFn):
 class FitModel(beam.DoFn):
     """All sampled turns -> a model in the lake (not with `keep` off); emits what was learned, and how far it moved."""
 
-    def __init__(self, store: Store, settings: dict[str, Any], gap: float, made_from: dict[str, str], sent: int, old: str | None, keep: bool):
+    def __init__(
+        self, store: Store, settings: dict[str, Any], gap: float, made_from: dict[str, str], sent: int, old: str | None, keep: bool
+    ):
         self._store, self._settings, self._gap, self._made_from = store, settings, gap, made_from
         self._sent, self._old, self._keep = sent, old, keep
 
@@ -83,12 +85,7 @@ class Fit(beam.PTransform):
         self._sample, self._fit = Sample(store, share), FitModel(store, *fit)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:
-        return (
-            work
-            | "sample" >> beam.ParDo(self._sample)
-            | "gather" >> beam.GroupByKey()
-            | "fit" >> beam.ParDo(self._fit)
-        )
+        return work | "sample" >> beam.ParDo(self._sample) | "gather" >> beam.GroupByKey() | "fit" >> beam.ParDo(self._fit)
 
 
 def plan(context: Context) -> Plan:

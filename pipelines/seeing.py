@@ -132,9 +132,7 @@ def _neighbours(found: pl.DataFrame, turns: pl.DataFrame) -> pl.DataFrame:
     return near.select(_EMPTY_PAIRS.columns).cast(dict(_EMPTY_PAIRS.schema))  # type: ignore[arg-type]
 
 
-def _day(
-    store: Store, have: Mapping[str, Manifest], day: str, share: float = 1.0, keep: pl.DataFrame | None = None
-) -> pl.DataFrame | None:
+def _day(store: Store, have: Mapping[str, Manifest], day: str, share: float = 1.0, keep: pl.DataFrame | None = None) -> pl.DataFrame | None:
     """A day of a table with `date` and `bucket`: a share of its sessions, or the rows of the turns in `keep`; None when empty."""
     from rewrite import sampling
 
@@ -152,7 +150,7 @@ def _day(
 
 _ID = ["bucket", "turn_id"]
 _EMPTY_SAID = pl.DataFrame(
-    schema={n: pl.String for n in ("locale", "key", "user_key", "turn_id")}
+    schema=dict.fromkeys(("locale", "key", "user_key", "turn_id"), pl.String)
     | {"timestamp": pl.Datetime("us", "UTC"), "date": pl.Date, "p_failed": pl.Float64, "event": pl.Boolean}
 )
 _EMPTY_PAIRS = pl.DataFrame(

@@ -213,9 +213,9 @@ class Store:
             raise LakeError(f"{self.url(entry.path)}: named by its manifest but gone; {mend}")
         if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise LakeError(f"{self.url(entry.path)}: {len(data)} bytes that are not what the manifest says; {mend}")
-        # Neither threads nor read-ahead: workers are parallel as it is, the bytes are here, and a thread of Arrow's pools that
-        # is still busy when a short command ends aborts the process (measured: one run in four, exit code 134).
-        return pq.read_table(io.BytesIO(data), columns=[*columns] if columns else None, use_threads=False, pre_buffer=False)
+        # By neither threads nor the dataset reader: workers are parallel as it is, the bytes are here, and a thread of Arrow's
+        # pools that is still busy when a short command ends aborts the process (measured: one run in four, exit code 134).
+        return pq.ParquetFile(pa.BufferReader(data)).read([*columns] if columns else None, use_threads=False)
 
     def read(
         self, table: str, partition: str, columns: Sequence[str] | None = None, buckets: Iterable[int] | None = None

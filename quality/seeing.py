@@ -5,6 +5,7 @@ Draws what `pipelines.seeing` gathered. Every text is escaped; pictures are inli
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -30,6 +31,8 @@ BORDERLINE_COLUMNS: Final = (
     ("p_friction", "friction alone", "n"),
     ("p_same_topic", "P (same topic)", "n"),
     ("decided_by", "decided by", "w"),
+    ("source_users", "users", "n"),
+    ("target_users", "users of next", "n"),
 )
 KINDS: Final = {
     "feedback": (
@@ -122,7 +125,9 @@ def model(seen: Mapping[str, Any]) -> str:
             "outcomes_moved": "mean change of P(failed)",
         }
         rows = "".join(
-            f'<tr><td>{title}</td><td class="n">{moved[n]:.4f}</td></tr>' for n, title in names.items() if isinstance(moved.get(n), (int, float))
+            f'<tr><td>{title}</td><td class="n">{moved[n]:.4f}</td></tr>'
+            for n, title in names.items()
+            if isinstance(moved.get(n), (int, float))
         )
         out += f'<p>{html(moved.get("verdict", ""), 1000)}</p><div class="scroll"><table><tbody>{rows}</tbody></table></div>'
     return out
@@ -158,17 +163,22 @@ def _gap_picture(locale: str, curves: Rows, span: tuple[float, float], most: flo
     marks = [s for s in (1, 3, 10, 30, 60, 300, 1800, 7200, 43200) if span[0] <= math.log(s) <= span[1]]
     named = {60: "1 min", 300: "5 min", 1800: "30 min", 7200: "2 h", 43200: "12 h"}
     out = [_tick(x(s), named.get(s, f"{s} s")) for s in marks]
-    out += [f'<text class="t" x="{LEFT - 5}" y="{y(v) + 4:.1f}" text-anchor="end">{v:+.0f}</text>' for v in (-math.floor(most), 0, math.floor(most))]
+    out += [
+        f'<text class="t" x="{LEFT - 5}" y="{y(v) + 4:.1f}" text-anchor="end">{v:+.0f}</text>'
+        for v in (-math.floor(most), 0, math.floor(most))
+    ]
     out.append(f'<line x1="{LEFT}" x2="{WIDE - RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>')
     left, right = math.exp(span[0]), math.exp(span[1])
     for n, c in enumerate(sorted(curves, key=lambda c: (c["channel"] != "*", c["channel"]))):
         ends = [left, *c["edges"], right]
-        points = [(x(max(s, left)), y(v)) for v, pair in zip(c["values"], zip(ends, ends[1:]), strict=True) for s in pair]
+        points = [(x(max(s, left)), y(v)) for v, pair in zip(c["values"], itertools.pairwise(ends), strict=True) for s in pair]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
         channel = "any channel" if c["channel"] == "*" else c["channel"]
         out.append(f'<polyline class="c{n % LINES}" points="{path}"><title>{html(channel)}: {c["pairs"]:,} pairs</title></polyline>')
         if len(curves) > 1:
-            out.append(f'<text class="t l{n % LINES}" x="{WIDE - RIGHT}" y="{ABOVE + 12 + 13 * n}" text-anchor="end">{html(channel, 24)}</text>')
+            out.append(
+                f'<text class="t l{n % LINES}" x="{WIDE - RIGHT}" y="{ABOVE + 12 + 13 * n}" text-anchor="end">{html(channel, 24)}</text>'
+            )
     name = "all locales" if locale == "*" else locale
     return _figure(f"{name}, {max(c['pairs'] for c in curves):,} pairs", f"Gap curve of {name}", out, "seconds until the next turn")
 
@@ -179,23 +189,33 @@ def reliability(seen: Mapping[str, Any]) -> str:
     if not seen.get("model"):
         return ""
     if not seen.get("deep", True):
-        return '<p class="sub">Nothing was judged anew in this run; the diagrams are in the report of the run that made the last release.</p>'
+        return (
+            '<p class="sub">Nothing was judged anew in this run; the diagrams are in the report of the run that made the last release.</p>'
+        )
     out = []
     split = seen.get("split") or {}
     for kind, (title, lead) in KINDS.items():
         mine = [d for d in diagrams if d["kind"] == kind]
         more = ""
         if kind == "later" and split:
-            known = "after the last day that the model learned from" if split.get("unseen") else "a day that the model's parameters were learned from too"
+            known = (
+                "after the last day that the model learned from"
+                if split.get("unseen")
+                else "a day that the model's parameters were learned from too"
+            )
             more = f" The split is {split['day']}, {known}."
         if not mine:
             some = seen.get("feedback_turns") or 0
             why = f"{some:,} turns with feedback are too few." if kind == "feedback" and some else ""
-            why = why or ("The log has no feedback." if kind == "feedback" else "There are too few days, or too few texts said before and after.")
+            why = why or (
+                "The log has no feedback." if kind == "feedback" else "There are too few days, or too few texts said before and after."
+            )
             out.append(f'<h3>{html(title)}</h3><p class="sub">No diagram: {html(why)}</p>')
             continue
         pictures = "".join(_diagram(d) for d in mine[:MAX_PICTURES])
-        out.append(f'<h3>{html(title)}</h3><p class="sub">{html(lead + more, 1000)}</p><div class="pictures">{pictures}</div>{_more(len(mine) - MAX_PICTURES)}')
+        out.append(
+            f'<h3>{html(title)}</h3><p class="sub">{html(lead + more, 1000)}</p><div class="pictures">{pictures}</div>{_more(len(mine) - MAX_PICTURES)}'
+        )
     sampled = seen.get("sampled") or {}
     if sampled:
         out.append(f'<p class="sub">From {sampled["turns"]:,} turns, {html(sampled["from"])} to {html(sampled["to"])}.</p>')
@@ -217,7 +237,9 @@ def _diagram(d: Mapping[str, Any]) -> str:
     biggest = max((n for _, _, n in d["bins"]), default=1)
     for p, q, n in d["bins"]:
         title = f"said {p:.2f}, happened {q:.2f}, {n:,} cases"
-        out.append(f'<circle class="p dot" cx="{x(p):.1f}" cy="{y(q):.1f}" r="{2.5 + 5 * math.sqrt(n / biggest):.1f}"><title>{title}</title></circle>')
+        out.append(
+            f'<circle class="p dot" cx="{x(p):.1f}" cy="{y(q):.1f}" r="{2.5 + 5 * math.sqrt(n / biggest):.1f}"><title>{title}</title></circle>'
+        )
     caption = f"{d['locale'] or 'all locales'}: {d['n']:,} cases, ECE {d['ece']:.3f}"
     return _figure(caption, f"Reliability diagram, {caption}", out, "predicted; up: happened")
 

@@ -90,7 +90,10 @@ def _verdict(c: dict[str, Any]) -> tuple[bool, str]:
     if not c["turns"]:
         return True, "A refit is worth it: no turn was there to compare the models on."
     if max(c["flipped"], c["outcomes_flipped"]) > FLIPS:
-        return True, f"A refit is worth it: {figures}; up to {100 * FLIPS:.0f} % may be chance, as another half of the same log moves that much."
+        return (
+            True,
+            f"A refit is worth it: {figures}; up to {100 * FLIPS:.0f} % may be chance, as another half of the same log moves that much.",
+        )
     if c["psi"] > PSI:
         return True, f"A refit is worth it: {figures}, and the scores shift as a whole (PSI {c['psi']:.2f}, above the customary {PSI})."
     return False, f"A refit is not worth it: {figures} (PSI {c['psi']:.3f}); another half of the same log moves up to {100 * FLIPS:.0f} %."

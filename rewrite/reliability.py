@@ -64,7 +64,7 @@ def later_cases(said: pl.DataFrame, split: date) -> pl.DataFrame:
     order = ["locale", "key", "timestamp", "turn_id", "user_key"]
     first = said.sort(order).unique(["locale", "key", "user_key"], keep="first", maintain_order=True)
     cases = []
-    for (locale,), part in first.group_by("locale", maintain_order=True):
+    for _, part in first.group_by("locale", maintain_order=True):
         before, after = part.filter(pl.col("date") < split), part.filter(pl.col("date") >= split)
         if before.height < MIN_CASES or not after.height:
             continue
@@ -109,5 +109,8 @@ def gap_curves(model: Model) -> list[dict[str, Any]]:
     for (locale, channel), d in sorted(model.detectors.items()):
         if d.pairs and d.gap.edges:
             seconds = [round(float(np.exp(e) - 0.5), 3) for e in d.gap.edges]
-            rows.append({"locale": locale, "channel": channel, "pairs": d.pairs, "base": round(d.base, 4), "edges": seconds} | {"values": [round(v, 4) for v in d.gap.values]})
+            rows.append(
+                {"locale": locale, "channel": channel, "pairs": d.pairs, "base": round(d.base, 4), "edges": seconds}
+                | {"values": [round(v, 4) for v in d.gap.values]}
+            )
     return rows

@@ -36,7 +36,7 @@ VIEWS: Final = ("text", "gap", "friction")
 MICRO: Final = 10**6
 _NAMES = tuple(SIGNALS)
 _IDS = ["date", "user_key", "turn_id"]
-_EDGE = 1e-4  # P(failed) of a pattern stays this far from 0 and 1, or one turn would weigh without limit
+_EDGE = 1e-3  # P(failed) of a pattern stays this far from 0 and 1, as that of a turn does (`rewrite.outcomes`)
 _SAYS = np.log(1.1)
 """A view speaks when it moves the odds by more than a tenth; less is a curve's idle part."""
 
@@ -216,7 +216,8 @@ def base_rates(turns: pl.DataFrame, rephrases: pl.DataFrame, model: Model) -> pl
     whose = turns.select(*_IDS, "channel").unique(_IDS) if "channel" in turns.columns else turns.select(*_IDS, channel=pl.lit(None))
     where = rephrases.select(*_IDS, "locale").join(whose.unique(_IDS), on=_IDS, how="left", maintain_order="left")
     known: Mapping[tuple[str, str | None], float] = {
-        (locale, channel): model.detector(locale, channel).base for locale, channel in where.select("locale", "channel").unique().iter_rows()
+        (locale, channel): model.detector(locale, channel).base
+        for locale, channel in where.select("locale", "channel").unique().iter_rows()
     }
     table = pl.DataFrame(
         [(locale, channel, base) for (locale, channel), base in sorted(known.items(), key=str)],
