@@ -107,7 +107,7 @@ def _sample(store: Store, have: Mapping[str, Mapping[str, Any]], days: list[str]
         turns = _day(store, have["turns"], day, share)
         if turns is None:
             continue
-        turns = turns.unique(_ID, keep="none").sort(_ID)  # the tables beside have no user key to tell two apart
+        turns = turns.unique("turn_id", keep="none").sort("turn_id")  # the tables beside have no user key to tell two apart
         kept = turns.select(_ID)
         judged = _day(store, have["outcomes"], day, keep=kept)
         found = _day(store, have["rephrases"], day, keep=kept)

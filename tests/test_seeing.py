@@ -198,8 +198,8 @@ def test_a_turn_is_explained_as_the_tables_say(lake: Path, capsys: pytest.Captur
     rare = users.filter(user_key=1).sort("key").row(0, named=True)
     command = ["detect", "--explain", rare["turn_id"], "--lake", str(lake)]
     assert main(command) == 0
-    assert rare["key"] not in (hidden := capsys.readouterr().out) and "--private shows them" in hidden
-    assert main([*command, "--private"]) == 0 and rare["key"] in capsys.readouterr().out.lower()
+    assert f'"{rare["key"]}"' not in (hidden := capsys.readouterr().out) and "--private shows them" in hidden
+    assert main([*command, "--private"]) == 0 and "(text " not in (open_ := capsys.readouterr().out) and rare["key"] in open_.lower()
     assert main(["detect", "--explain", "no\x1bpe", "--lake", str(lake)]) == 1
     said = capsys.readouterr().err
     assert "no turn has this id" in said and "\x1b" not in said and "rejects" in said
