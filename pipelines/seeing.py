@@ -73,7 +73,7 @@ def _borderline(pairs: pl.DataFrame, goals: pl.DataFrame, k: int) -> list[dict[s
     from rewrite import reliability
 
     shown = goals.filter(pl.col("users") >= k, ~has_placeholder("utterance"))
-    shared = shown.group_by("locale", text="utterance").agg(users=floor_counts(pl.col("users").max(), k))
+    shared = shown.group_by("locale", text="utterance").agg(pl.col("users").max()).with_columns(floor_counts(pl.col("users"), k))
     pairs = pairs.with_columns(pl.col("gap_s").round(0), pl.col("^p_.*$").round(3), pl.col("probability").round(4))
     found = reliability.borderline(pairs, shared)
     found = found.join(shared.rename({"users": "source_users"}), on=["locale", "text"], how="left", maintain_order="left")

@@ -170,6 +170,7 @@ def test_counts_lie_in_the_manifests_and_the_sample_reads_them_all(lake: Path):
     known = {(r["locale"], r["utterance"]) for r in goals.filter(pl.col("users") >= 3).to_dicts()}
     assert 0 < len(seen["borderline"]) <= 20
     assert all((b["locale"], b[t]) in known for b in seen["borderline"] for t in ("text", "next_text"))
+    assert len(Page(render_report(ReportData("released", seeing=seen))).tables["borderline"]["rows"]) == len(seen["borderline"])
     small = seeing.gather(store, days[:0], 600.0, goals, 3)
     assert small == {} and "borderline" not in seeing.gather(store, days, 600.0, None, 3, deep=False)
 
