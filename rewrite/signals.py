@@ -35,8 +35,11 @@ SIGNALS: Final = {
 VIEWS: Final = ("text", "gap", "friction")
 MICRO: Final = 10**6
 _NAMES = tuple(SIGNALS)
+_COLUMNS = (("refused", "cancelled"), ("thumbs down", "thumbs up"))  # signals of one column: logged together or not at all
 _IDS = ["date", "user_key", "turn_id"]
 _EDGE = 1e-3  # P(failed) of a pattern stays this far from 0 and 1, as that of a turn does (`rewrite.outcomes`)
+_ALIKE = 5
+"""Fewer turns that are alike in all other signals are chance."""
 _SAYS = np.log(1.1)
 """A view speaks when it moves the odds by more than a tenth; less is a curve's idle part."""
 
@@ -156,7 +159,8 @@ def signal_table(counts: Counts) -> list[dict[str, Any]]:
     `logged`, `fires`: shares of turns. `overlap`: of the turns where it fires, the share where another one does.
     `failed`: mean P(failed) where it fires. `weight`: log P(fires | failed) / P(fires | served), positive when it speaks
     for failed. `accuracy`: where it fires, the mean probability of what it speaks for by the rest of the evidence alone
-    (its own weight taken off). `conflict`: the share where that rest, the prior put aside, speaks for the opposite.
+    (turns alike in all other signals, see `_rest`). `conflict`: the share where that rest, the prior put aside, speaks for
+    the opposite.
     Weights are marginal ones: signals that fire together share what they know.
     """
     rows: list[dict[str, Any]] = []
@@ -178,7 +182,7 @@ def signal_table(counts: Counts) -> list[dict[str, Any]]:
             row["fires"] = n / turns.sum()
             if n:
                 weight = _weights(turns, failed, state[:, s])
-                rest = logit(share) - weight[state[:, s]]
+                rest = _rest(pattern, turns, share, state, s, weight)
                 toward = np.sign(weight[2])
                 says = sigmoid(toward * rest)
                 against = toward * (rest - logit(prior)) < 0
@@ -187,6 +191,23 @@ def signal_table(counts: Counts) -> list[dict[str, Any]]:
                 row |= {"accuracy": (says * turns)[on].sum() / n, "conflict": turns[on & against].sum() / n}
             rows.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
     return rows
+
+
+def _rest(pattern: np.ndarray, turns: np.ndarray, share: np.ndarray, states: np.ndarray, s: int, weight: np.ndarray) -> np.ndarray:
+    """Log odds for failed by the rest of the evidence, per pattern: from turns alike in all signals of other columns that
+    do not log this one, or alike in all others where it is silent (that weight taken off); without such turns, from its
+    own, its own weight taken off. Own turns come last: where the verdict is near certain, what is left after a large
+    weight is mostly rounding."""
+    state = states[:, s]
+    column = [_NAMES.index(n) for group in _COLUMNS if _NAMES[s] in group for n in group] or [s]
+    unlogged = pattern - states[:, column] @ 3 ** np.array(column)
+    rest = logit(share) - weight[state]
+    order = np.argsort(pattern)
+    for other, alike in ((1, pattern - (state - 1) * 3**s), (0, unlogged)):
+        at = order[np.minimum(np.searchsorted(pattern[order], alike), len(order) - 1)]
+        known = (pattern[at] == alike) & (turns[at] >= _ALIKE) & (state > other)
+        rest = np.where(known, logit(share[at]) - weight[other], rest)
+    return rest
 
 
 def _weights(turns: np.ndarray, failed: np.ndarray, state: np.ndarray) -> np.ndarray:
