@@ -33,7 +33,7 @@ from rewrite import turns as t
 from rewrite.contracts import BUCKETS, LOG, LOG_REQUIRED, REJECTS, TURNS
 from rewrite.text import KEY_VERSION
 
-VERSION = f"1.{KEY_VERSION}"
+VERSION = f"2.{KEY_VERSION}"
 SCHEMAS = {"turns": TURNS, "rejects": REJECTS}
 READS = {"logs": LOG.names}
 WRITES = {name: schema.names for name, schema in SCHEMAS.items()}

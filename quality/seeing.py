@@ -139,8 +139,10 @@ def gaps(seen: Mapping[str, Any]) -> str:
     for c in seen.get("gaps") or []:
         if len(c["edges"]) and len(c["values"]) == len(c["edges"]) + 1:
             curves.setdefault(c["locale"], []).append(c)
+    silent = [f"{c['locale']}/{c['channel']}".replace("*", "any") for c in seen.get("gaps") or [] if not c["edges"]]
+    idle = f'<p class="sub">The time says too little to be used (locale/channel): {html(", ".join(silent), 500)}.</p>' if silent else ""
     if not curves:
-        return ""
+        return idle
     low = min(max(c["edges"][0], 0.5) for cs in curves.values() for c in cs)
     high = max(max(c["edges"][-1], 1.0) for cs in curves.values() for c in cs)
     most = max(1.0, *(abs(v) for cs in curves.values() for c in cs for v in c["values"]))
@@ -150,7 +152,7 @@ def gaps(seen: Mapping[str, Any]) -> str:
         "How much the silence before the next turn says for (above the line) or against asking again, in log odds, as learned from the log. "
         "A locale or channel that is too thin to learn for itself uses the curve of the next wider group."
     )
-    return f'<p class="sub">{lead}</p><div class="pictures">{"".join(figures)}</div>{_more(len(curves) - MAX_PICTURES)}'
+    return f'<p class="sub">{lead}</p><div class="pictures">{"".join(figures)}</div>{_more(len(curves) - MAX_PICTURES)}{idle}'
 
 
 def _gap_picture(locale: str, curves: Rows, span: tuple[float, float], most: float) -> str:

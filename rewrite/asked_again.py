@@ -1,15 +1,18 @@
 """Did this turn ask again for the goal of that one? Learned from a log without labels.
 
 Three views of a pair are nearly independent given the answer: how alike the texts are, how soon the second came, and how
-the first went (status, interruption, feedback, confidence, replies). They teach each other by EM:
+the first went (status, interruption, feedback, confidence, reply, how often its text is said). They teach each other:
 
-1. Text. A monotone model tells neighbouring turns from the same turns shuffled among users. What neighbours show beyond
-   chance is the first guess of "asked again" (positive-unlabelled learning, Elkan & Noto 2008).
-2. Rounds. Every view is fitted to what the views together believe, and its log likelihood ratio replaces the last
-   one. The text view stays a monotone function of the one score from step 1: refitted freely it drifts to whatever
-   else neighbours share. Signs are constrained throughout: likeness never counts against, a success never for.
+1. Text, to begin with: half the log odds of the cosine, the share of what was said that is said again.
+2. Friction is fitted to the *contrast*: how much more alike the two texts are than the first is to anything that others
+   said in the same place, after the most similar replies. Likeness alone would teach it dialogue grammar: after an
+   address comes the phone number, in much the same words, and nothing had failed.
+3. Rounds of EM. Every view is fitted to what the views together believe, and its log likelihood ratio replaces the last
+   one. Only where the gap is a witness: three views identify a latent class, two do not (Allman, Matias & Rhodes 2009),
+   and confirm each other's mistakes instead (measured on calls, where a machine sets the pace).
 
-Fellegi-Sunter weights are the special case of one binned view per feature; measured, that drifts.
+Signs are constrained throughout: likeness never counts against, a success never for. Fellegi-Sunter weights are the
+special case of one binned view per feature; measured, that drifts.
 """
 
 from __future__ import annotations
@@ -30,11 +33,19 @@ MIN_OWN = 3000
 MAX_PAIRS = 30_000
 """Pairs used to fit; measured, more change nothing."""
 ROUNDS = 5
-"""Measured: ranking is best from 4 on, calibration from 4 to 6; later the views begin to agree too much."""
-SHUFFLES = 3
+"""Measured: ranking is best from 3 on, calibration from 4 to 6; later the views begin to agree too much."""
+WITNESS = 0.25
+"""The gap is a witness when it moves the log odds by this much on average; a constant one moves them by 0."""
+SLOPE = 0.5
+"""Of the log odds of the cosine, as the first guess: a text half of which is repeated is no better than even."""
 REFERENCES = 400
 MIN_REFERENCES = 50
-_EDIT, _JACCARD = (list(pairs.TEXT_FEATURES).index(n) for n in ("edit", "jaccard"))
+PLACES = 30
+"""Pairs of other users, after the most similar replies, that a pair must outdo: one chance in 30. 8 to 100 do as well."""
+POOL_PAIRS = 2000
+"""Pairs that PLACES are looked for among; measured, more change nothing."""
+_T = len(pairs.TEXT_FEATURES)
+_EDIT, _COSINE, _JACCARD = (list(pairs.TEXT_FEATURES).index(n) for n in ("edit", "cosine", "jaccard"))
 
 
 def fit(sample_turns: pl.DataFrame, *, seed: int = 0, k: int = 3, max_pairs: int = MAX_PAIRS) -> Model:
@@ -48,7 +59,7 @@ def fit(sample_turns: pl.DataFrame, *, seed: int = 0, k: int = 3, max_pairs: int
     turns = pairs.ordered(sample_turns)
     stats = {locale: _text_stats(part, k, seed) for locale, part in _by_locale(turns)}
     p = pairs.candidate_pairs(turns)
-    friction = pairs.friction_features(turns)
+    friction = pairs.friction_features(turns, stats)
     # Samples and sums go by turn, never by user key: another lake key must not give another model.
     neighbours = p.filter(pl.col("lag") == 1).sort("locale", "turn_id", "next_turn_id", "gap_s")
     detectors = _fit_detectors(turns, neighbours, friction, stats, seed, max_pairs)
@@ -66,9 +77,9 @@ def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction:
     """
     n = candidates.height
     llr, alike = np.zeros((n, 3)), np.zeros((n, 2))
-    base, unrelated = np.full(n, 0.2), np.ones(n)
+    base, related = np.full(n, 0.2), np.zeros(n)
     if friction is None:
-        friction = pairs.friction_features(turns)
+        friction = pairs.friction_features(turns, model.stats)
     i, j = candidates["i"].to_numpy(), candidates["j"].to_numpy()
     log_gap = np.log(np.maximum(candidates["gap_s"].to_numpy(), 0.0) + 0.5)
     locale = candidates["locale"]
@@ -80,8 +91,9 @@ def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction:
             d, rows = model.detector(name, said_on), part[within]
             llr[rows, 0] = _text_llr(d, x[within])
             llr[rows, 1] = _gap_llr(d, log_gap[rows])
-            llr[rows, 2] = _friction_llr(d, friction[i[rows]])
-            base[rows], unrelated[rows] = d.base, d.unrelated
+            llr[rows, 2] = _friction_llr(d, np.hstack([friction[i[rows]], x[within, _T:]]))
+            base[rows] = d.base
+            related[rows] = np.clip(1.0 - d.unrelated * np.exp(-d.related(x[within, _COSINE])), 0.0, 1.0)
     retry, same, lag = (candidates[c].to_numpy() for c in ("is_retry", "same_text", "lag"))
     prior = logit(base)
     combined = sigmoid(prior + llr.sum(axis=1))
@@ -90,7 +102,6 @@ def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction:
     probability = np.where(retry, 0.0, np.clip(probability, 0.001, 0.999))
     p_text, p_gap, p_friction = sigmoid(prior[:, None] + llr).T
     # What neighbours share beyond chance and is not asking again: the same topic with a new value, or the next step.
-    related = np.clip(1.0 - unrelated * np.exp(-np.clip(llr[:, 0], -LIMIT, LIMIT)), 0.0, 1.0)
     topic = np.where(retry, 0.0, related * (1.0 - probability))
     texts = np.abs(llr[:, 0]) >= np.abs(llr[:, 1:]).sum(axis=1)
     decided = np.select([retry, lag > 1, same, texts], ["retry", "chain", "identical", "text"], "combined")
@@ -137,7 +148,13 @@ def _further(i: np.ndarray, j: np.ndarray, lag: np.ndarray, combined: np.ndarray
 
 
 def _text_llr(d: Detector, x: np.ndarray) -> np.ndarray:
-    return d.text(_predict(d.text_trees, x)) if d.text_trees else _text_rule(x)
+    if d.text_trees:
+        return np.clip(_predict(d.text_trees, x[:, :_T]) - d.text_mean, -LIMIT, LIMIT)
+    return _first_guess(x) - d.text_mean if d.pairs else _text_rule(x)
+
+
+def _first_guess(x: np.ndarray) -> np.ndarray:
+    return SLOPE * logit(np.clip(x[:, _COSINE], 0.01, 0.99))
 
 
 def _gap_llr(d: Detector, log_gap: np.ndarray) -> np.ndarray:
@@ -146,7 +163,7 @@ def _gap_llr(d: Detector, log_gap: np.ndarray) -> np.ndarray:
 
 def _friction_llr(d: Detector, x: np.ndarray) -> np.ndarray:
     if d.friction_trees:
-        return np.clip(_predict(d.friction_trees, x) - logit(d.friction_base), -LIMIT, LIMIT)
+        return np.clip(_predict(d.friction_trees, x) - d.friction_mean, -LIMIT, LIMIT)
     return np.zeros(len(x)) if d.pairs else _friction_rule(x)
 
 
@@ -189,60 +206,85 @@ def _fit_detectors(
     for name, members in sorted(groups.items()):
         rng = np.random.default_rng([seed, len(members)])
         rows = np.sort(rng.choice(members, max_pairs, replace=False)) if len(members) > max_pairs else members
-        # The same turns, the second ones shuffled within their locale: what chance looks like. Small logs, several times.
-        copies = int(np.clip(max_pairs // max(len(rows), 1), 1, SHUFFLES))
-        shuffled = np.tile(j[rows], copies)
-        first = np.tile(i[rows], copies)
-        x, chance = (np.empty((m, len(pairs.TEXT_FEATURES))) for m in (len(rows), len(first)))
+        x = np.empty((len(rows), _T + len(pairs.FREQUENCIES)))
+        contrast, chance = np.zeros(len(rows)), np.zeros(len(rows))
         for (loc,), part in _groups(locale.gather(rows)):
-            both = (part + len(rows) * np.arange(copies)[:, None]).ravel()
-            for c in range(copies):
-                block = both[c * len(part) : (c + 1) * len(part)]
-                shuffled[block] = rng.permutation(shuffled[block])
-            f = _text_features(turns, np.append(i[rows[part]], first[both]), np.append(j[rows[part]], shuffled[both]), stats[loc])
-            x[part], chance[both] = f[: len(part)], f[len(part) :]
-        other = turns["user_key"].gather(first).to_numpy() != turns["user_key"].gather(shuffled).to_numpy()
-        out[name] = _co_em(x, chance[other], np.log(np.maximum(gap[rows], 0.0) + 0.5), friction[i[rows]], seed)
+            at = rows[part]
+            texts, a, b = _distinct(turns, i[at], j[at], stats[loc])
+            x[part] = texts.features(a, b)
+            contrast[part] = _contrast(turns, texts, i[at], a, b, rng)
+            chance[part] = pairs.cosines(texts.vectors[a], texts.vectors[rng.permutation(b)])
+        out[name] = _co_em(x, np.hstack([friction[i[rows]], x[:, _T:]]), np.log(np.maximum(gap[rows], 0.0) + 0.5), contrast, chance, seed)
     return out
 
 
-def _co_em(x: np.ndarray, chance: np.ndarray, log_gap: np.ndarray, friction: np.ndarray, seed: int, rounds: int = ROUNDS) -> Detector:
+def _contrast(turns: pl.DataFrame, texts: pairs.Texts, i: np.ndarray, a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How much more alike the pairs (a, b) are than a is to the most alike of the second texts of PLACES other users'
+    pairs whose first turn was in the most similar place: shape (n,), 0..1.
+
+    The place of a turn is the reply to it; where there is none, the intent, or else its own text.
+    """
+    n = len(a)
+    cosine = pairs.cosines(texts.vectors[a], texts.vectors[b])
+    pool = np.sort(rng.choice(n, min(POOL_PAIRS, n), replace=False))
+    if len(pool) <= PLACES:
+        return cosine
+    first = turns[i.tolist()].select("user_key", place=pl.coalesce(pl.col("response").str.to_lowercase(), "intent", "key"))
+    user = first["user_key"].rank("dense").to_numpy()
+    place = texts.stats.vectors(first["place"].str.replace_all(r"\s+", " ").to_list())
+    places, seconds = place[pool].T.tocsr(), texts.vectors[b[pool]].T.tocsr()
+    ties = rng.random(len(pool)) * 1e-3
+    most = np.empty(n)
+    for s in range(0, n, 4000):
+        near = (place[s : s + 4000] @ places).toarray() + ties
+        near[user[s : s + 4000, None] == user[pool]] = -1.0  # anybody but this user
+        nearest = np.argpartition(-near, PLACES, axis=1)[:, :PLACES]
+        alike = (texts.vectors[a[s : s + 4000]] @ seconds).toarray()
+        most[s : s + 4000] = np.take_along_axis(alike, nearest, axis=1).max(axis=1)
+    return np.maximum(cosine - most, 0.0)
+
+
+def _co_em(x: np.ndarray, friction: np.ndarray, log_gap: np.ndarray, contrast: np.ndarray, chance: np.ndarray, seed: int) -> Detector:
     n = len(x)
-    if n < MIN_PAIRS or len(chance) < MIN_PAIRS:
+    if n < MIN_PAIRS:
         return Detector(base=0.2)
-    both = np.concatenate([x, chance])
-    y = np.concatenate([np.ones(n), np.zeros(len(chance))])
-    weight = np.concatenate([np.full(n, 1 / n), np.full(len(chance), 1 / len(chance))]) * n
-    trees = _trees(both, y, list(pairs.TEXT_FEATURES.values()), weight, seed, rounds=60)
-    s = _predict(trees, x)
-    # Chance pairs are unrelated, so what neighbours have fewest of, relative to chance, is the share of unrelated ones.
-    unrelated = float(np.clip(np.exp(np.median(_predict(trees, chance))), 0.05, 0.98))
-    q = np.clip(1.0 - unrelated * np.exp(-s), 0.001, 0.999)
-    use = [c for c in range(friction.shape[1]) if np.unique(friction[~np.isnan(friction[:, c]), c]).size > 1]
-    signs = [list(pairs.FRICTION_FEATURES.values())[c] if c in use else 0 for c in range(friction.shape[1])]
-    known = np.where(np.isin(np.arange(friction.shape[1]), use), friction, np.nan)
-    text, gap, friction_trees, mean = Curve(), Curve(), "", float(q.mean())
-    base = mean
+    signs = [*pairs.FRICTION_FEATURES.values(), *pairs.FREQUENCIES.values()]
+    use = np.array([np.unique(column[~np.isnan(column)]).size > 1 for column in friction.T])
+    signs = [sign if used else 0 for sign, used in zip(signs, use, strict=True)]
+    known = np.where(use, friction, np.nan)
     llr = np.zeros((n, 3))
-    llr[:, 0] = logit(q) - logit(base)
+    first_guess = _first_guess(x)
+    text_trees, text_mean, base = "", float(first_guess.mean()), float(np.clip(x[:, _COSINE].mean(), 0.005, 0.95))
+    llr[:, 0] = first_guess - text_mean
+    friction_trees, friction_mean, llr[:, 2] = _view(known, contrast, signs, seed)
+    gap = fit_curve(log_gap, sigmoid(logit(base) + llr.sum(axis=1)), rising=False)
+    rounds = ROUNDS if np.abs(gap(log_gap)).mean() >= WITNESS else 0
+    if not rounds:
+        gap = Curve()
     for _ in range(rounds):
-        for view in (1, 2, 0):
-            q = sigmoid(logit(base) + llr.sum(axis=1))
-            if view == 1:
-                gap = fit_curve(log_gap, q, rising=False)
-                llr[:, 1] = gap(log_gap)
-            elif view == 2 and use:
-                mean = float(q.mean())
-                friction_trees = _trees(known, q, signs, None, seed, rounds=40)
-                llr[:, 2] = np.clip(_predict(friction_trees, known) - logit(mean), -LIMIT, LIMIT)
-            elif view == 0:
-                text = fit_curve(s, q, rising=True)
-                llr[:, 0] = text(s)
+        gap = fit_curve(log_gap, sigmoid(logit(base) + llr.sum(axis=1)), rising=False)
+        llr[:, 1] = gap(log_gap)
+        friction_trees, friction_mean, llr[:, 2] = _view(known, sigmoid(logit(base) + llr.sum(axis=1)), signs, seed)
+        text_trees, text_mean, llr[:, 0] = _view(
+            x[:, :_T], sigmoid(logit(base) + llr.sum(axis=1)), list(pairs.TEXT_FEATURES.values()), seed
+        )
         base = float(np.clip(sigmoid(logit(base) + llr.sum(axis=1)).mean(), 0.005, 0.95))
-    return Detector(base, trees, friction_trees, mean, text, gap, unrelated, n)
+    # Neighbours against the same turns shuffled among users: unrelated pairs are chance pairs, so what neighbours have
+    # fewest of, relative to chance, is the share of unrelated ones (positive-unlabelled learning, Elkan & Noto 2008).
+    both = np.concatenate([x[:, _COSINE], chance])
+    related = fit_curve(both, np.repeat([1.0, 0.0], n), rising=True)
+    unrelated = float(np.clip(np.exp(related(chance).min()), 0.05, 0.98))
+    return Detector(base, text_trees, text_mean, friction_trees, friction_mean, gap, related, unrelated, n)
 
 
-def _trees(x: np.ndarray, y: np.ndarray, signs: list[int], weight: np.ndarray | None, seed: int, rounds: int) -> str:
+def _view(x: np.ndarray, q: np.ndarray, signs: list[int], seed: int) -> tuple[str, float, np.ndarray]:
+    """Trees of one view fitted to the belief q, their mean log odds, and the log likelihood ratios, shape (n,)."""
+    q = np.clip(q, 0.001, 0.999)
+    trees, mean = _trees(x, q, signs, seed), float(logit(q.mean()))
+    return trees, mean, np.clip(_predict(trees, x) - mean, -LIMIT, LIMIT)
+
+
+def _trees(x: np.ndarray, y: np.ndarray, signs: list[int], seed: int) -> str:
     """Monotone gradient-boosted trees on soft targets, in LightGBM's text form."""
     import lightgbm as lgb
 
@@ -260,8 +302,8 @@ def _trees(x: np.ndarray, y: np.ndarray, signs: list[int], weight: np.ndarray | 
         "seed": seed,
         "verbose": -1,
     }
-    data = lgb.Dataset(x, y, weight=weight, params={"verbose": -1}, free_raw_data=True)
-    return lgb.train(params, data, num_boost_round=rounds).model_to_string()
+    data = lgb.Dataset(x, y, params={"verbose": -1}, free_raw_data=True)
+    return lgb.train(params, data, num_boost_round=40).model_to_string()
 
 
 def _predict(trees: str, x: np.ndarray) -> np.ndarray:
@@ -274,11 +316,16 @@ def _predict(trees: str, x: np.ndarray) -> np.ndarray:
 
 
 def _text_features(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats) -> np.ndarray:
-    """Text features of pairs of turns; every distinct text is measured once."""
+    texts, a, b = _distinct(turns, i, j, stats)
+    return texts.features(a, b)
+
+
+def _distinct(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats) -> tuple[pairs.Texts, np.ndarray, np.ndarray]:
+    """The distinct texts of pairs of turns, each measured once, and which of them each side is."""
     keys = turns["key"].gather(np.concatenate([i, j]))
     distinct = keys.unique().sort()
     code = keys.replace_strict(distinct, pl.int_range(distinct.len(), eager=True), return_dtype=pl.Int64).to_numpy() if len(keys) else i
-    return pairs.Texts(distinct.to_list(), stats).features(code[: len(i)], code[len(i) :])
+    return pairs.Texts(distinct.to_list(), stats), code[: len(i)], code[len(i) :]
 
 
 def _text_stats(turns: pl.DataFrame, k: int, seed: int) -> TextStats:

@@ -31,11 +31,10 @@ def compare(turns: pl.DataFrame, old: Model, new: Model, gap_s: float = outcomes
     """
     t = pairs.ordered(turns)
     candidates = pairs.candidate_pairs(t)
-    friction = pairs.friction_features(t)
     near = ((candidates["lag"] == 1) & ~candidates["same_text"]).to_numpy()
     said, failed = [], []
     for model in (old, new):
-        scored = asked_again.score(t, candidates, model, friction)
+        scored = asked_again.score(t, candidates, model)
         said.append(scored["probability"].to_numpy()[near])
         failed.append(outcomes.judge(t, scored, model, gap_s)["p_failed"].to_numpy())
     out: dict[str, Any] = {

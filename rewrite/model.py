@@ -23,7 +23,7 @@ import scipy.sparse as sp
 from rewrite import ngrams
 from rewrite.curves import Curve
 
-VERSION = 1
+VERSION = 2
 POOL = "*"
 """In place of a locale or a channel: all of them."""
 
@@ -86,17 +86,20 @@ class TextStats:
 class Detector:
     """Log likelihood ratios of the three views of a pair, and the share of pairs that ask again.
 
-    `text_trees` and `friction_trees` are LightGBM models in text form; an empty one stands for a rule fixed by hand
-    (`rewrite.asked_again`). `text` maps the trees' score to the log likelihood ratio, `gap` log seconds.
+    `text_trees` and `friction_trees` are LightGBM models in text form; their log odds count from `text_mean` and
+    `friction_mean`. Without text trees the first guess of `rewrite.asked_again` is the text view, and without pairs all
+    three are rules fixed by hand. `gap` maps log seconds to a log likelihood ratio, `related` a cosine to that of
+    neighbours against turns of others; `unrelated` is the share of neighbours that are no nearer than chance.
     """
 
     base: float
     text_trees: str = ""
+    text_mean: float = 0.0
     friction_trees: str = ""
-    friction_base: float = 0.5
-    text: Curve = Curve()
+    friction_mean: float = 0.0
     gap: Curve = Curve()
-    unrelated: float = 1.0  # share of neighbours that are no nearer than chance: scales P(same topic)
+    related: Curve = Curve()
+    unrelated: float = 1.0
     pairs: int = 0
 
 
@@ -168,7 +171,7 @@ class Model:
                 stats[locale] = TextStats(**{n: arrays[n] for n in _ARRAYS}, **s, reference=reference)
         for i, d in enumerate(index["detectors"]):
             name = d.pop("locale"), d.pop("channel")
-            curves = {n: Curve(tuple(d[n]["edges"]), tuple(d[n]["values"])) for n in ("text", "gap")}
+            curves = {n: Curve(tuple(d[n]["edges"]), tuple(d[n]["values"])) for n in ("related", "gap")}
             trees = {f"{n}_trees": files.get(f"detector-{i:03d}-{n}.txt", b"").decode() for n in ("text", "friction")}
             detectors[name] = Detector(**d | curves | trees)
         for o in index["outcomes"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
@@ -15,17 +17,19 @@ RETRY_S = 2.0
 """The same text again within two seconds is a client sending twice, not a person speaking twice."""
 
 TEXT_FEATURES = {
-    # name: sign of the monotone constraint on P(asked again)
+    # name: sign of the monotone constraint on P(asked again); the text view
     "edit": 1,  # Levenshtein similarity
     "cosine": 1,  # tf-idf of character n-grams
     "rarest": 1,  # inverse document frequency of the rarest word shared
     "shared": 1,  # of all words shared, summed
     "jaccard": 1,  # of words shared, over that of all words
     "chance": 1,  # -log of the share of random turns at least as close to one side as the other side is
-    "frequency_1": -1,  # log share of turns of the first text
+}
+FREQUENCIES = {
+    "frequency_1": -1,  # log share of turns of the first text: what many say is what works, what was misheard is rare
     "frequency_2": -1,
 }
-FRICTION_FEATURES = {
+FRICTION_FEATURES = {  # of the first turn; the friction view is these and FREQUENCIES
     "status": 0,
     "refused": 1,
     "barge_in": 1,
@@ -33,7 +37,7 @@ FRICTION_FEATURES = {
     "intent_confidence": -1,
     "asr_confidence": -1,
     "same_reply": 1,  # the reply before this turn resembles the reply to it
-    "echo": -1,  # the reply holds the words of the turn
+    "echo": -1,  # the reply holds the words of the turn, the rare ones above all
 }
 _STATUS = {"completed": 0, "no_match": 1, "error": 2, "cancelled": 3}
 _CHUNK = 20_000
@@ -107,7 +111,7 @@ class Texts:
     """Distinct texts of one locale, measured once: what the features of any pair of them are made from."""
 
     def __init__(self, keys: list[str], stats: TextStats):
-        self.keys = keys
+        self.keys, self.stats = keys, stats
         self.vectors = stats.vectors(keys)
         self.words = ngrams.words(keys)
         self.words.data = stats.word_idf[self.words.indices]
@@ -116,9 +120,12 @@ class Texts:
         self.near = _nearness(self.vectors, stats.vectors(list(stats.reference))) if stats.reference else None
 
     def features(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """TEXT_FEATURES of the pairs (keys[a], keys[b]): shape (n, features), float64. `chance` is NaN without a reference."""
+        """TEXT_FEATURES, then FREQUENCIES, of the pairs (keys[a], keys[b]): shape (n, features), float64.
+
+        `chance` is NaN without a reference.
+        """
         if not len(a):
-            return np.zeros((0, len(TEXT_FEATURES)))
+            return np.zeros((0, len(TEXT_FEATURES) + len(FREQUENCIES)))
         n = len(self.keys)
         distinct, inverse = np.unique(a.astype(np.int64) * n + b, return_inverse=True)
         parts = [self._features(c // n, c % n) for c in np.array_split(distinct, max(1, len(distinct) // _CHUNK))]
@@ -126,9 +133,9 @@ class Texts:
 
     def _features(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         left, right = [self.keys[i] for i in a], [self.keys[i] for i in b]
-        x = np.empty((len(a), len(TEXT_FEATURES)))
+        x = np.empty((len(a), len(TEXT_FEATURES) + len(FREQUENCIES)))
         x[:, 0] = edit_similarity(left, right)
-        cosine = np.asarray(self.vectors[a].multiply(self.vectors[b]).sum(axis=1)).ravel().astype(np.float32)
+        cosine = cosines(self.vectors[a], self.vectors[b])
         both = self.words[a].multiply(self.words[b].astype(bool)).tocsr()
         shared = np.asarray(both.sum(axis=1)).ravel()
         x[:, 1] = cosine
@@ -142,6 +149,11 @@ class Texts:
             x[:, 5] = -np.log((closer + 0.5) / (self.near.shape[1] + 1))
         x[:, 6], x[:, 7] = self.frequency[a], self.frequency[b]
         return x
+
+
+def cosines(left: sp.csr_matrix, right: sp.csr_matrix) -> np.ndarray:
+    """Cosine of each row with the same row of the other, both of length 1: shape (n,), float32."""
+    return np.asarray(left.multiply(right).sum(axis=1)).ravel().astype(np.float32)
 
 
 def _nearness(vectors: sp.csr_matrix, reference: sp.csr_matrix) -> np.ndarray:
@@ -161,15 +173,19 @@ def edit_similarity(left: list[str], right: list[str]) -> np.ndarray:
     return process.cpdist(left, right, scorer=Levenshtein.normalized_similarity, dtype=np.float32)
 
 
-def _best_alignment(short: list[str], long: list[str]) -> np.ndarray:
-    """Edit similarity of the shorter text and the stretch of the longer that is most like it: shape (n,), 0..1."""
-    from rapidfuzz import fuzz, process
+def _echo(keys: list[str], replies: list[str], stats: TextStats) -> np.ndarray:
+    """Share of each text's words, weighed by their rarity, that its reply holds too: shape (n,), 0..1."""
+    said, heard = ngrams.words(keys), ngrams.words(replies)
+    said.data = stats.word_idf[said.indices]
+    both = said.multiply(heard.astype(bool))
+    return np.asarray(both.sum(axis=1)).ravel() / np.maximum(np.asarray(said.sum(axis=1)).ravel(), 1e-9)
 
-    return process.cpdist(short, long, scorer=fuzz.partial_ratio, dtype=np.float32) / 100.0
 
+def friction_features(turns: pl.DataFrame, stats: Mapping[str, TextStats]) -> np.ndarray:
+    """FRICTION_FEATURES of every turn of `ordered(turns)`, shape (turns, features), float64, NaN where not logged.
 
-def friction_features(turns: pl.DataFrame) -> np.ndarray:
-    """FRICTION_FEATURES of every turn of `ordered(turns)`, shape (turns, features), float64, NaN where not logged."""
+    `stats`: the texts of each locale; words of a locale without any are all as rare.
+    """
     x = np.full((turns.height, len(FRICTION_FEATURES)), np.nan)
     if not turns.height:
         return x
@@ -183,7 +199,9 @@ def friction_features(turns: pl.DataFrame) -> np.ndarray:
     at = np.flatnonzero(said[1:] & said[:-1] & (run[1:] == run[:-1])) + 1
     if len(at):
         x[at, 6] = edit_similarity(reply.gather(at - 1).to_list(), reply.gather(at).to_list())
-    at = np.flatnonzero(said)
-    if len(at):
-        x[at, 7] = _best_alignment(turns["key"].gather(at).to_list(), reply.str.to_lowercase().gather(at).to_list())
+    for locale in turns["locale"].unique().sort():
+        at = np.flatnonzero(said & (turns["locale"] == locale).to_numpy())
+        if len(at):
+            replies = reply.gather(at).str.to_lowercase().str.replace_all(r"\s+", " ").to_list()
+            x[at, 7] = _echo(turns["key"].gather(at).to_list(), replies, stats.get(locale, TextStats()))
     return x

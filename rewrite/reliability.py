@@ -104,10 +104,10 @@ def borderline(pairs: pl.DataFrame, shared: pl.DataFrame, most: int = 20) -> pl.
 
 def gap_curves(model: Model) -> list[dict[str, Any]]:
     """Per detector: `locale, channel` ("*" is any), `pairs` it learned from, and its curve: `edges` in seconds, and the
-    log likelihood ratio below each edge and above the last (`values`)."""
+    log likelihood ratio below each edge and above the last (`values`); no edges where the gap is no witness."""
     rows = []
     for (locale, channel), d in sorted(model.detectors.items()):
-        if d.pairs and d.gap.edges:
+        if d.pairs:
             seconds = [round(float(np.exp(e) - 0.5), 3) for e in d.gap.edges]
             rows.append(
                 {"locale": locale, "channel": channel, "pairs": d.pairs, "base": round(d.base, 4), "edges": seconds}

@@ -330,15 +330,19 @@ def _fresh(rows: pl.DataFrame) -> Counter[str]:
 
 
 def cut_sessions(turns: pl.DataFrame, gap: float) -> pl.DataFrame:
-    """Order the turns of one date by (user_key, timestamp, turn_id) and number each user's sessions from 0 (`session`).
+    """Order the turns of one date by (user_key, timestamp, turn_id) and number each user's sessions from 0 (`session`),
+    in the order of their first turns.
 
-    A session ends after a silence of more than `gap` seconds, and where both session ids are there and differ.
+    A session ends after a silence of more than `gap` seconds. Turns of different session ids are of different sessions,
+    also when these go on side by side (one account, two devices); a turn without an id goes with the one before it.
     """
-    ordered = turns.sort("user_key", "timestamp", "turn_id")
+    by_user = pl.col("session_id").forward_fill().over("user_key").backward_fill().over("user_key")
+    ordered = turns.sort("user_key", "timestamp", "turn_id").with_columns(_stream=by_user).with_row_index("_row")
+    streams = ordered.sort("user_key", "_stream", "_row")
     silence = pl.col("timestamp").diff().dt.total_microseconds() > round(gap * 1_000_000)
-    other = pl.col("session_id") != pl.col("session_id").shift(1)
-    cut = silence.fill_null(False) | other.fill_null(False)
-    start = pl.col("user_key") != pl.col("user_key").shift(1)
-    # numbers run over all users; a user's own start from the number at the first turn
-    numbered = ordered.with_columns(_n=(cut | start.fill_null(False)).cum_sum())
-    return numbered.with_columns(session=(pl.col("_n") - pl.col("_n").first().over("user_key")).cast(pl.Int32)).drop("_n")
+    other = pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift()) for c in ("user_key", "_stream"))
+    # a session is named by the row of its first turn, and numbered by its rank among the user's names
+    first = pl.when(silence.fill_null(False) | other).then("_row").forward_fill()
+    named = streams.with_columns(_first=first).sort("_row")
+    numbered = named.with_columns(session=(pl.col("_first").rank("dense").over("user_key") - 1).cast(pl.Int32))
+    return numbered.select(*turns.columns, "session")

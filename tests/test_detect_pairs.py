@@ -104,7 +104,8 @@ def test_a_missing_column_is_named():
 def test_text_features_of_equal_texts_are_the_extremes():
     keys = ["turn on the light", "turn off the light", "今日の天気", "", "<b>\x00'; drop"]
     n = np.arange(len(keys))
-    x = dict(zip(pairs.TEXT_FEATURES, pairs.Texts(keys, TextStats()).features(n, n).T, strict=True))
+    names = [*pairs.TEXT_FEATURES, *pairs.FREQUENCIES]
+    x = dict(zip(names, pairs.Texts(keys, TextStats()).features(n, n).T, strict=True))
     assert np.allclose(x["edit"], 1) and np.allclose(x["cosine"][[0, 1, 2, 4]], 1, atol=1e-5)
     y = pairs.Texts(keys, TextStats()).features(np.array([0, 1]), np.array([1, 0]))
     assert np.allclose(y[0], y[1], equal_nan=True)  # without a log both directions are alike

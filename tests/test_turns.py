@@ -308,18 +308,31 @@ def test_sessions_are_cut_by_gap_by_id_and_by_user():
     assert cut(random.Random(0).sample(rows, 7)).equals(cut(rows))
 
 
+def test_sessions_go_on_side_by_side():
+    rows = [("u", NOON + timedelta(seconds=n), str(n), "st"[n % 2]) for n in range(6)]
+    assert cut(rows)["session"].to_list() == [0, 1, 0, 1, 0, 1]
+
+
 @given(st.lists(st.tuples(st.sampled_from("uvw"), st.integers(0, 3000), st.sampled_from([None, "s", "t"])), max_size=20))
 def test_sessions_agree_with_a_plain_loop(rows):
     rows = [(u, NOON + timedelta(seconds=s), str(i), sid) for i, (u, s, sid) in enumerate(rows)]
     if not rows:
         return
-    want, last, number = [], {}, Counter()
-    for r in sorted(rows, key=lambda r: r[:3]):
-        before = last.get(r[0])
-        if before and ((r[1] - before[1]).total_seconds() > 600 or (r[3] and before[3] and r[3] != before[3])):
-            number[r[0]] += 1
-        want.append(number[r[0]])
-        last[r[0]] = r
+    ordered = sorted(rows, key=lambda r: r[:3])
+    ids: dict[str, str] = {}
+    for user, _, _, sid in reversed(ordered):  # before a user's first id: that id
+        ids[user] = sid or ids.get(user)
+    last: dict[tuple, tuple] = {}  # (user, id) -> its last turn's time and session
+    number, want = Counter(), []
+    for user, at, _, sid in ordered:
+        ids[user] = stream = sid or ids[user]
+        before = last.get((user, stream))
+        if before is None or (at - before[0]).total_seconds() > 600:
+            session, number[user] = number[user], number[user] + 1
+        else:
+            session = before[1]
+        last[user, stream] = (at, session)
+        want.append(session)
     frame = pl.DataFrame(
         rows,
         schema={"user_key": pl.String, "timestamp": pl.Datetime("us", "UTC"), "turn_id": pl.String, "session_id": pl.String},
