@@ -13,7 +13,7 @@ from rewrite.model import Model
 SAMPLE_TURNS: Final = 20_000
 """Turns that both models judge: a share of flips of 1 % is then known to about a tenth of a percent, in seconds."""
 FLIPS: Final = 0.04
-"""Measured on worlds that do not change: another seed flips 1.0 to 1.4 % of the pairs, a fit on one half of the days 1.1 to
+"""Measured on worlds that do not change: another seed flips .3 to 1.4 % of the pairs, a fit on one half of the days 1.1 to
 3.3 % (the most where half is 3,000 pairs), and up to 1.9 % of the turns. What moves less may be chance."""
 PSI: Final = 0.1
 """The customary line for a shift of a score's distribution that matters (Siddiqi 2006: below .1 none, above .25 large)."""
@@ -91,8 +91,8 @@ def _verdict(c: dict[str, Any]) -> tuple[bool, str]:
     if max(c["flipped"], c["outcomes_flipped"]) > FLIPS:
         return (
             True,
-            f"A refit is worth it: {figures}; up to {100 * FLIPS:.0f} % may be chance, as another half of the same log moves that much.",
+            f"A refit is worth it: {figures}; up to {100 * FLIPS:.0f} % may be chance: halves of one log differ by that.",
         )
     if c["psi"] > PSI:
         return True, f"A refit is worth it: {figures}, and the scores shift as a whole (PSI {c['psi']:.2f}, above the customary {PSI})."
-    return False, f"A refit is not worth it: {figures} (PSI {c['psi']:.3f}); another half of the same log moves up to {100 * FLIPS:.0f} %."
+    return False, f"A refit is not worth it: {figures} (PSI {c['psi']:.3f}); up to {100 * FLIPS:.0f} % may be chance."
