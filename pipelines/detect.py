@@ -29,7 +29,7 @@ class Score(beam.DoFn):
         self._store, self._attempt, self._model, self._gap = store, attempt, model, gap
 
     def process(self, shard: Shard) -> Iterable[dict[str, Any]]:
-        from rewrite import signals
+        from rewrite import signal_table
         from rewrite.votes import detect
 
         model = modelstore.load(self._store.root, self._model)
@@ -37,9 +37,9 @@ class Score(beam.DoFn):
         buckets = turns.select("user_key", "bucket").unique()
         said = turns.group_by("date", "bucket", "locale").len().sort("locale")
         found = detect(turns.drop("bucket"), model, self._gap)
-        cuts = signals.confidence_cuts(model, turns["locale"].unique())
-        patterns = signals.patterns(turns, found.rephrases, found.outcomes, cuts, self._gap).join(buckets, on="user_key", how="left")
-        based = found.rephrases.with_columns(base=signals.base_rates(turns, found.rephrases, model)).join(
+        cuts = signal_table.confidence_cuts(model, turns["locale"].unique())
+        patterns = signal_table.patterns(turns, found.rephrases, found.outcomes, cuts, self._gap).join(buckets, on="user_key", how="left")
+        based = found.rephrases.with_columns(base=signal_table.base_rates(turns, found.rephrases, model)).join(
             buckets, on="user_key", how="left"
         )
         for table, schema in SCHEMAS.items():
@@ -51,10 +51,10 @@ class Score(beam.DoFn):
                 entry = self._store.attempt(self._attempt, table, f"date={day}", data, int(bucket))
                 counts = _counts(table, part, said.filter(date=day, bucket=bucket))
                 if table == "outcomes":
-                    counts["signals"] = signals.pattern_counts(patterns.filter(date=day, bucket=bucket))
+                    counts["signals"] = signal_table.pattern_counts(patterns.filter(date=day, bucket=bucket))
                 elif table == "rephrases":
                     pairs = based.filter(date=day, bucket=bucket)
-                    counts["views"] = signals.view_counts(pairs, pairs["base"])
+                    counts["views"] = signal_table.view_counts(pairs, pairs["base"])
                 yield engine.receipt(table, f"date={day}", entry, **counts)
 
 
@@ -71,13 +71,13 @@ def _counts(table: str, part: pl.DataFrame, said: pl.DataFrame) -> dict[str, Any
 
 def _summed(receipts: list[dict[str, Any]], table: str, partition: str) -> dict[str, Any]:
     """The counts of a day's files, added up: by locale for the funnel, by signal and view for the signal tables."""
-    from rewrite import signals
+    from rewrite import signal_table
 
     counts = [r["counts"] for r in receipts if (r["table"], r["partition"]) == (table, partition)]
     total = engine.add_by_locale(counts)
     for name in ("signals", "views"):
         if any(name in c for c in counts):
-            total[name] = signals.add(c.get(name, {}) for c in counts)
+            total[name] = signal_table.add(c.get(name, {}) for c in counts)
     return total
 
 

@@ -27,23 +27,23 @@ def gather(store: Store, days: list[str], gap_s: float, goals: pl.DataFrame | No
 
     Not `deep`: only what the manifests and the model say, which costs nothing.
     """
-    from rewrite import reliability, sampling, signals
+    from rewrite import reliability, sampling, signal_table
 
     have = {t: store.manifests(t) for t in ("turns", "rephrases", "outcomes")}
     days = [d for d in days if all(f"date={d}" in m for m in have.values())]
     fingerprint = modelstore.current(store)
     if not days or fingerprint is None:
         return {}
-    counted = lambda table, name: signals.add(have[table][f"date={d}"].counts.get(name, {}) for d in days)  # noqa: E731
+    counted = lambda table, name: signal_table.add(have[table][f"date={d}"].counts.get(name, {}) for d in days)  # noqa: E731
     model = modelstore.load(store.root, fingerprint)
     through = modelstore.made_from(store, fingerprint).get("through", "")
     out: dict[str, Any] = {
         "model": {"fingerprint": fingerprint[:12], "through": through},
         "comparison": modelstore.comparison(store, fingerprint),
-        "meanings": signals.SIGNALS,
-        "signals": signals.signal_table(counted("outcomes", "signals")),
-        "views": signals.view_table(counted("rephrases", "views")),
-        "decided": _decided(signals.with_all(counted("rephrases", "views"))),
+        "meanings": signal_table.SIGNALS,
+        "signals": signal_table.signal_table(counted("outcomes", "signals")),
+        "views": signal_table.view_table(counted("rephrases", "views")),
+        "decided": _decided(signal_table.with_all(counted("rephrases", "views"))),
         "gaps": reliability.gap_curves(model),
         "deep": deep,
     }

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rewrite import asked_again, drift, reliability, sampling, signals
+from rewrite import asked_again, drift, reliability, sampling, signal_table
 from rewrite.model import Model
 from rewrite.votes import Detected, detect
 from tests.detect_world import world
@@ -26,9 +26,11 @@ def seen() -> tuple[pl.DataFrame, Model, Detected]:
 
 
 def counts(turns: pl.DataFrame, model: Model, found: Detected) -> tuple[signals.Counts, signals.Counts]:
-    cuts = signals.confidence_cuts(model, turns["locale"])
-    patterns = signals.patterns(turns, found.rephrases, found.outcomes, cuts, GAP)
-    return signals.pattern_counts(patterns), signals.view_counts(found.rephrases, signals.base_rates(turns, found.rephrases, model))
+    cuts = signal_table.confidence_cuts(model, turns["locale"])
+    patterns = signal_table.patterns(turns, found.rephrases, found.outcomes, cuts, GAP)
+    return signal_table.pattern_counts(patterns), signal_table.view_counts(
+        found.rephrases, signal_table.base_rates(turns, found.rephrases, model)
+    )
 
 
 def by_name(rows: list[dict], what: str = "signal", locale: str = "xx") -> dict[str, dict]:
@@ -38,7 +40,7 @@ def by_name(rows: list[dict], what: str = "signal", locale: str = "xx") -> dict[
 def test_signals_speak_as_they_were_planted():
     turns, model, found = seen()
     patterns, views = counts(turns, model, found)
-    rows = by_name(signals.signal_table(patterns))
+    rows = by_name(signal_table.signal_table(patterns))
     assert {"refused", "interrupted", "asked again"} <= {n for n, r in rows.items() if (r["weight"] or 0) > 1}
     assert rows["nothing came next"]["weight"] < 0 and rows["refused"]["logged"] == 1.0
     assert "thumbs up" not in rows and "unsure of sound" not in rows, "what no turn logs has no row"
@@ -46,7 +48,7 @@ def test_signals_speak_as_they_were_planted():
     assert rows["refused"]["fires"] == pytest.approx(refused, abs=0.01)
     for r in rows.values():
         assert all(0 <= r[n] <= 1 for n in ("logged", "fires", "overlap", "conflict", "failed", "accuracy") if r[n] is not None)
-    view = by_name(signals.view_table(views), "view")
+    view = by_name(signal_table.view_table(views), "view")
     assert view["text"]["weight"] == max(v["weight"] for v in view.values()) and view["text"]["accuracy"] > 0.8
     assert sum(n for name, n in views["xx"].items() if name.startswith("decided")) == views["xx"]["pairs"]
 
@@ -56,21 +58,21 @@ def test_counts_of_shards_add_up_to_the_whole():
     half = pl.col("user_key").str.slice(-1).is_in(list("01234567"))
     parts = [counts(t, model, detect(t, model)) for t in (turns.filter(half), turns.filter(~half).reverse())]
     for whole, shards in zip(counts(turns, model, found), zip(*parts, strict=True), strict=True):
-        assert signals.add(shards) == signals.add([whole]) == signals.add(shards[::-1])
-    assert signals.add([]) == {} and signals.signal_table({}) == [] and signals.view_table({}) == []
+        assert signal_table.add(shards) == signal_table.add([whole]) == signal_table.add(shards[::-1])
+    assert signal_table.add([]) == {} and signal_table.signal_table({}) == [] and signal_table.view_table({}) == []
 
 
 def test_planted_weights_and_what_the_rest_says_come_back():
     """Two independent signals, fired by 80 % and 10 %, and by 60 % and 20 %, of the failed and of the served turns."""
-    unit = [3 ** list(signals.SIGNALS).index(n) for n in ("refused", "interrupted")]
+    unit = [3 ** list(signal_table.SIGNALS).index(n) for n in ("refused", "interrupted")]
     rates = {True: (0.8, 0.6), False: (0.1, 0.2)}
     given, joint = {}, {}
     for fires in [(a, b) for a in (0, 1) for b in (0, 1)]:
         p = {c: 0.5 * np.prod([r if f else 1 - r for r, f in zip(rates[c], fires, strict=True)]) for c in rates}
         joint[fires] = p
         pattern = sum(u * (1 + f) for u, f in zip(unit, fires, strict=True))
-        given[str(pattern)] = [round(10**6 * (p[True] + p[False])), round(10**6 * p[True] * signals.MICRO)]
-    rows = by_name(signals.signal_table({"xx": given}))
+        given[str(pattern)] = [round(10**6 * (p[True] + p[False])), round(10**6 * p[True] * signal_table.MICRO)]
+    rows = by_name(signal_table.signal_table({"xx": given}))
     assert rows["refused"]["weight"] == pytest.approx(np.log(8), abs=1e-3)
     assert rows["interrupted"]["weight"] == pytest.approx(np.log(3), abs=1e-3)
     assert rows["refused"]["failed"] == pytest.approx(8 / 9, abs=1e-6) and rows["refused"]["fires"] == pytest.approx(0.45)
@@ -80,7 +82,7 @@ def test_planted_weights_and_what_the_rest_says_come_back():
     by_other = {1: 0.6 / 0.8, 0: 0.4 / 1.2}  # P(failed) by the other signal alone
     expected = sum(n[b] * by_other[b] for b in n) / sum(n.values())
     assert rows["refused"]["accuracy"] == pytest.approx(expected, abs=1e-3)
-    assert by_name(signals.signal_table({"xx": given, "yy": given}), locale="")["refused"]["turns"] == 2 * 10**6
+    assert by_name(signal_table.signal_table({"xx": given, "yy": given}), locale="")["refused"]["turns"] == 2 * 10**6
 
 
 def test_a_diagram_knows_the_calibrated_from_the_sure():
