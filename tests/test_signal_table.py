@@ -25,7 +25,7 @@ def seen() -> tuple[pl.DataFrame, Model, Detected]:
     return turns, model, detect(turns, model)
 
 
-def counts(turns: pl.DataFrame, model: Model, found: Detected) -> tuple[signals.Counts, signals.Counts]:
+def counts(turns: pl.DataFrame, model: Model, found: Detected) -> tuple[signal_table.Counts, signal_table.Counts]:
     cuts = signal_table.confidence_cuts(model, turns["locale"])
     patterns = signal_table.patterns(turns, found.rephrases, found.outcomes, cuts, GAP)
     return signal_table.pattern_counts(patterns), signal_table.view_counts(
