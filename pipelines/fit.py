@@ -15,7 +15,7 @@ from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
 
-VERSION = 1
+VERSION = 2
 READS = {"turns": contracts.TURNS.names}
 WRITES = {"models": ["friction and asked-again parameters per locale and channel, frozen statistics of the log"]}
 MAX_TURNS = 600_000

@@ -23,7 +23,7 @@ import scipy.sparse as sp
 from rewrite import ngrams
 from rewrite.curves import Curve
 
-VERSION = 1
+VERSION = 2
 POOL = "*"
 """In place of a locale or a channel: all of them."""
 
@@ -102,13 +102,19 @@ class Detector:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Latent class of turns: `served` and `failed` are P(cell | class) over (friction, what came next), flattened."""
+    """How a turn went: `served` and `failed` are P(cell | class) over (friction, what came next), flattened.
+
+    `session_trees` (log odds of served, from `signals.SESSION`) and `looks_trees` (from `signals.LOOKS`) are LightGBM
+    models in text form; empty where the log was too thin, and the cells, or nothing, stand in.
+    """
 
     prior: float  # P(served) of a turn
     mixed: float  # share of turns whose text is served sometimes
     served: tuple[float, ...] = ()
     failed: tuple[float, ...] = ()
-    confidence: Curve = Curve()  # log likelihood ratio for served of an answered turn's intent_confidence
+    session_trees: str = ""
+    session_base: float = 0.5  # P(served) of the turns that the session trees learned from
+    looks_trees: str = ""
     turns: int = 0
 
 
@@ -148,7 +154,12 @@ class Model:
                 if text := d.pop(trees):
                     files[f"detector-{i:03d}-{trees.split('_')[0]}.txt"] = text.encode()
             index["detectors"].append({"locale": locale, "channel": channel} | d)
-        index["outcomes"] = [{"locale": n} | asdict(o) for n, o in sorted(self.outcomes.items())]
+        for i, (locale, outcome) in enumerate(sorted(self.outcomes.items())):
+            o = asdict(outcome)
+            for trees in ("session_trees", "looks_trees"):
+                if text := o.pop(trees):
+                    files[f"outcome-{i:03d}-{trees.split('_')[0]}.txt"] = text.encode()
+            index["outcomes"].append({"locale": locale} | o)
         index["asr_confidence"] = {n: list(v) for n, v in sorted(self.asr_confidence.items())}
         files["model.json"] = json.dumps(index, ensure_ascii=True, sort_keys=True, indent=1, default=list).encode()
         return dict(sorted(files.items()))
@@ -171,10 +182,10 @@ class Model:
             curves = {n: Curve(tuple(d[n]["edges"]), tuple(d[n]["values"])) for n in ("text", "gap")}
             trees = {f"{n}_trees": files.get(f"detector-{i:03d}-{n}.txt", b"").decode() for n in ("text", "friction")}
             detectors[name] = Detector(**d | curves | trees)
-        for o in index["outcomes"]:
-            curve = Curve(tuple(o["confidence"]["edges"]), tuple(o["confidence"]["values"]))
+        for i, o in enumerate(index["outcomes"]):
             locale, cells = o.pop("locale"), {n: tuple(o[n]) for n in ("served", "failed")}
-            outcomes[locale] = Outcome(**o | cells | {"confidence": curve})
+            trees = {f"{n}_trees": files.get(f"outcome-{i:03d}-{n}.txt", b"").decode() for n in ("session", "looks")}
+            outcomes[locale] = Outcome(**o | cells | trees)
         return Model(index["k"], stats, detectors, outcomes, {n: tuple(v) for n, v in index["asr_confidence"].items()})
 
     @property
