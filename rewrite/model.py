@@ -5,7 +5,8 @@ A model is a set of parts, each found by (locale, channel), then (locale, any ch
 - `TextStats` per locale: how rare each n-gram and word is, how often each text that k users said is said, and a few
   hundred such turns drawn at random, the yardstick of chance;
 - `Detector` per locale and channel: the three views of "asked again";
-- `Outcome` per locale: the latent class of served and failed turns.
+- `Outcome` per locale: what tells a served turn from a failed one;
+- `Cause` per locale: what misheard texts look like.
 """
 
 from __future__ import annotations
@@ -119,12 +120,23 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Cause:
+    """What misheard texts look like (`causes`): `trees` (from `signals.LOOKS`) are LightGBM's in text form, believed with
+    weight `trust`; `mean` is the evidence of the average failure."""
+
+    trees: str = ""
+    trust: float = 0.0
+    mean: float = 2.0
+
+
+@dataclass(frozen=True)
 class Model:
     k: int
     stats: Mapping[str, TextStats]  # by locale
     detectors: Mapping[tuple[str, str], Detector]  # by (locale, channel); the pool ("*", "*") is always there
     outcomes: Mapping[str, Outcome]  # by locale; the pool "*" is always there
     asr_confidence: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # deciles by locale, where logged
+    causes: Mapping[str, Cause] = field(default_factory=dict)  # by locale and pooled
 
     def detector(self, locale: str, channel: str | None) -> Detector:
         for name in ((locale, channel or POOL), (locale, POOL), (POOL, channel or POOL)):
@@ -134,6 +146,9 @@ class Model:
 
     def outcome(self, locale: str) -> Outcome:
         return self.outcomes.get(locale, self.outcomes[POOL])
+
+    def cause(self, locale: str) -> Cause:
+        return self.causes.get(locale, self.causes.get(POOL, Cause()))
 
     def served_prior(self, locale: str) -> float:
         """P(served) of a turn of this locale before anything is known of it. An outcome vote of value v carries the
@@ -160,6 +175,12 @@ class Model:
                 if text := o.pop(trees):
                     files[f"outcome-{i:03d}-{trees.split('_')[0]}.txt"] = text.encode()
             index["outcomes"].append({"locale": locale} | o)
+        index["causes"] = []
+        for i, (locale, cause) in enumerate(sorted(self.causes.items())):
+            c = asdict(cause)
+            if text := c.pop("trees"):
+                files[f"cause-{i:03d}.txt"] = text.encode()
+            index["causes"].append({"locale": locale} | c)
         index["asr_confidence"] = {n: list(v) for n, v in sorted(self.asr_confidence.items())}
         files["model.json"] = json.dumps(index, ensure_ascii=True, sort_keys=True, indent=1, default=list).encode()
         return dict(sorted(files.items()))
@@ -186,7 +207,8 @@ class Model:
             locale, cells = o.pop("locale"), {n: tuple(o[n]) for n in ("served", "failed")}
             trees = {f"{n}_trees": files.get(f"outcome-{i:03d}-{n}.txt", b"").decode() for n in ("session", "looks")}
             outcomes[locale] = Outcome(**o | cells | trees)
-        return Model(index["k"], stats, detectors, outcomes, {n: tuple(v) for n, v in index["asr_confidence"].items()})
+        causes = {c.pop("locale"): Cause(files.get(f"cause-{i:03d}.txt", b"").decode(), **c) for i, c in enumerate(index["causes"])}
+        return Model(index["k"], stats, detectors, outcomes, {n: tuple(v) for n, v in index["asr_confidence"].items()}, causes)
 
     @property
     def fingerprint(self) -> str:

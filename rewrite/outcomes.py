@@ -40,26 +40,24 @@ def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = 
     seen = seen.filter(ours).sort("locale", "turn_id", "timestamp", "key")
     said = ("locale", "user_key", "key")
     seen = seen.with_columns(weight=1.0 / pl.len().over(said), users=pl.col("user_key").n_unique().over("locale", "key"))
-    session = signals.session_signals(turns, scored)[seen["row"].to_numpy()]
-    looks = np.full((seen.height, len(signals.LOOKS)), np.nan)
-    for locale, rows in _by_locale(seen):
-        looks[rows] = signals.looks(turns, seen["row"].gather(rows).to_numpy(), model.stats.get(locale, TextStats()))
+    row = seen["row"].to_numpy()
+    session, looks = signals.session_signals(turns, scored)[row], _looks(turns, model)
     outcomes, stats = {}, dict(model.stats)
-    parts = _by_locale(seen)
-    for locale, rows in parts:
-        part = seen[rows]
-        if part["key"].n_unique() >= MIN_TEXTS:
-            outcomes[locale], texts = _fit_part(part, session[rows], looks[rows], seed)
+    parts = dict(_by_locale(seen))
+    for locale, rows in parts.items():
+        if seen["key"].gather(rows).n_unique() >= MIN_TEXTS:
+            outcomes[locale], texts = _fit_part(seen[rows], session[rows], looks[row[rows]], seed)
             stats[locale] = _with_served(model.stats[locale], texts)
-    if len(parts) == 1 and outcomes:
-        outcomes[POOL] = outcomes[parts[0][0]]
-    else:
-        outcomes[POOL] = _fit_part(seen, session, looks, seed)[0]
+    whole = next(iter(outcomes.values())) if len(parts) == len(outcomes) == 1 else _fit_part(seen, session, looks[row], seed)[0]
     confidence = turns.drop_nulls("asr_confidence").sort("locale").group_by("locale", maintain_order=True).agg("asr_confidence")
     logged = zip(confidence["locale"], confidence["asr_confidence"], strict=True)
     deciles = {n: np.quantile(c.to_numpy(), np.arange(1, 10) / 10).tolist() for n, c in logged if len(c) >= MIN_TEXTS}
     deciles = {n: tuple(d) for n, d in deciles.items() if d[0] < d[-1]}
-    return replace(model, outcomes=outcomes, stats=stats, asr_confidence=deciles)
+    model = replace(model, outcomes={POOL: whole} | outcomes, stats=stats, asr_confidence=deciles)
+    own, more = _log_odds(turns, cells(turns, scored, gap_s), signals.session_signals(turns, scored), looks, model)
+    low = causes.low_confidence(turns, _by_locale(turns), model)
+    learn = {POOL: row} | {locale: row[parts[locale]] for locale in outcomes}
+    return replace(model, causes=causes.fit(scored, looks, low, sigmoid(-(own + more)), learn, seed))
 
 
 def _fit_part(seen: pl.DataFrame, session: np.ndarray, looks: np.ndarray, seed: int) -> tuple[Outcome, pl.DataFrame]:
@@ -121,29 +119,17 @@ def judge(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float 
     text looks like, how confident the assistant was, and what the model knows of the text (other users' turns in the
     sample, when k said it).
     """
-    seen = cells(turns, scored, gap_s)
-    stands, friction, nxt = (seen[c].to_numpy() for c in ("stands", "friction", "next"))
-    session = signals.session_signals(turns, scored)[stands]
-    own, prior, text, mixed = (np.zeros(turns.height) for _ in range(4))
-    ours = (turns["treatment"] != "rewritten").fill_null(True).to_numpy()
-    for locale, at in _by_locale(turns):
-        o, s = model.outcome(locale), model.stats.get(locale, TextStats())
-        own[at] = latent_class.log_ratio(o, friction[at], nxt[at])
-        if o.session_trees:  # what came next is not known of a censored turn: the trees never saw that, the cells know
-            own[at] = np.where(nxt[at] == latent_class.UNKNOWN, own[at], _session_llr(o, session[at]))
-        own[at] += logit(o.prior)
-        if o.looks_trees:
-            prior[at] = log_odds(o.looks_trees, signals.looks(turns, at, s)) - logit(o.prior)
-        mixed[at] = latent_class.mixed(o, friction[at], nxt[at])
-        keys = turns["key"].gather(at)
-        distinct = keys.unique().sort()
-        llr = keys.replace_strict(distinct, pl.Series(s.served_llr(distinct.to_list())), return_dtype=pl.Float64).to_numpy()
-        text[at] = np.where(ours[at], llr, 0.0)
-    cause, sure = causes.likeliest(turns, scored, friction, model)
+    seen, looks, parts = cells(turns, scored, gap_s), _looks(turns, model), _by_locale(turns)
+    own, more = _log_odds(turns, seen, signals.session_signals(turns, scored), looks, model)
+    friction, nxt = seen["friction"].to_numpy(), seen["next"].to_numpy()
+    mixed = np.zeros(turns.height)
+    for locale, at in parts:
+        mixed[at] = latent_class.mixed(model.outcome(locale), friction[at], nxt[at])
+    cause, sure = causes.likeliest(turns, scored, friction, looks, parts, model)
     return pl.DataFrame(
         {
             "turn_id": turns["turn_id"],
-            "p_failed": np.clip(sigmoid(-(own + prior + text)), _EDGE, 1 - _EDGE),
+            "p_failed": np.clip(sigmoid(-(own + more)), _EDGE, 1 - _EDGE),
             "p_mixed": np.clip(mixed, 0.0, 1.0),
             "cause": pl.Series(cause, dtype=pl.String),
             "cause_probability": sure,
@@ -151,6 +137,35 @@ def judge(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float 
             "censored": seen["censored"],
         }
     )
+
+
+def _log_odds(
+    turns: pl.DataFrame, seen: pl.DataFrame, session: np.ndarray, looks: np.ndarray, model: Model
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log odds that each turn was served: from its own session, and what the text adds."""
+    stands, friction, nxt = (seen[c].to_numpy() for c in ("stands", "friction", "next"))
+    own, more = np.zeros(turns.height), np.zeros(turns.height)
+    ours = (turns["treatment"] != "rewritten").fill_null(True).to_numpy()
+    for locale, at in _by_locale(turns):
+        o, s = model.outcome(locale), model.stats.get(locale, TextStats())
+        llr = latent_class.log_ratio(o, friction[at], nxt[at])
+        if o.session_trees:  # what came next is not known of a censored turn: the trees never saw that, the cells know
+            llr = np.where(nxt[at] == latent_class.UNKNOWN, llr, _session_llr(o, session[stands[at]]))
+        own[at] = logit(o.prior) + llr
+        if o.looks_trees:
+            more[at] = log_odds(o.looks_trees, looks[at]) - logit(o.prior)
+        keys = turns["key"].gather(at)
+        distinct = keys.unique().sort()
+        known = keys.replace_strict(distinct, pl.Series(s.served_llr(distinct.to_list())), return_dtype=pl.Float64).to_numpy()
+        more[at] += np.where(ours[at], known, 0.0)
+    return own, more
+
+
+def _looks(turns: pl.DataFrame, model: Model) -> np.ndarray:
+    x = np.full((turns.height, len(signals.LOOKS)), np.nan)
+    for locale, rows in _by_locale(turns):
+        x[rows] = signals.looks(turns, rows, model.stats.get(locale, TextStats()))
+    return x
 
 
 def _by_locale(turns: pl.DataFrame) -> list[tuple[str, np.ndarray]]:
