@@ -75,7 +75,7 @@ def likeliest(
     status = friction // 6
     refused, cancelled = np.isin(status, [STATUSES.index("no_match"), STATUSES.index("error")]), status == STATUSES.index("cancelled")
     score = {
-        "wording": -0.5 + 2.0 * again * (0.7 - edit),
+        "wording": -0.6 + 2.0 * again * (0.7 - edit),
         "entity": -1.5 + 2.0 * again * (jaccard > 0.5) * (edit < 0.85),
         "unsupported": -1.5 + 2.0 * refused * (1 - _rare(looks)) * (1 - again),
         "user": -2.0 + 4.0 * cancelled,

@@ -21,6 +21,7 @@ from rewrite import causes, latent_class, ngrams, signals
 from rewrite.curves import logit, sigmoid
 from rewrite.latent_class import MIN_TEXTS, SESSION_GAP_S, cells
 from rewrite.model import POOL, Model, Outcome, TextStats
+from rewrite.text import key_expr
 from rewrite.trees import fit_trees, log_odds
 
 _USERS = 3
@@ -35,17 +36,20 @@ def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = 
     """`model` with its outcomes learned from the same turns (`pairs.ordered`) and their scored pairs."""
     columns = ("locale", "user_key", "key", "turn_id", "timestamp", "treatment", "is_retry")
     seen = pl.concat([turns.select(columns).with_row_index("row"), cells(turns, scored, gap_s)], how="horizontal")
-    # What was served instead says nothing about the text that was said.
-    ours = (pl.col("treatment") != "rewritten").fill_null(True) & ~pl.col("is_retry") & ~pl.col("censored")
-    seen = seen.filter(ours).sort("locale", "turn_id", "timestamp", "key")
-    said = ("locale", "user_key", "key")
-    seen = seen.with_columns(weight=1.0 / pl.len().over(said), users=pl.col("user_key").n_unique().over("locale", "key"))
+    seen = seen.filter(~pl.col("is_retry") & ~pl.col("censored")).sort("locale", "turn_id", "timestamp", "key")
+    # What was served instead says nothing about the text that was said: such turns have no vote on it.
+    ours = (pl.col("treatment") != "rewritten").fill_null(True)
+    users = pl.col("user_key").filter(ours).n_unique().over("locale", "key")
+    seen = seen.with_columns(
+        weight=pl.when(ours).then(1.0 / ours.sum().over("locale", "user_key", "key")).otherwise(0.0),
+        users=pl.when(ours).then(users).otherwise(0),
+    )
     row = seen["row"].to_numpy()
-    session, looks = signals.session_signals(turns, scored)[row], _looks(turns, model)
+    session, (heard, looks) = signals.session_signals(turns, scored)[row], _looks(turns, model)
     outcomes, stats = {}, dict(model.stats)
     parts = dict(_by_locale(seen))
     for locale, rows in parts.items():
-        if seen["key"].gather(rows).n_unique() >= MIN_TEXTS:
+        if seen[rows].filter(pl.col("users") > 0)["key"].n_unique() >= MIN_TEXTS:
             outcomes[locale], texts = _fit_part(seen[rows], session[rows], looks[row[rows]], seed)
             stats[locale] = _with_served(model.stats[locale], texts)
     whole = next(iter(outcomes.values())) if len(parts) == len(outcomes) == 1 else _fit_part(seen, session, looks[row], seed)[0]
@@ -56,8 +60,9 @@ def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = 
     model = replace(model, outcomes={POOL: whole} | outcomes, stats=stats, asr_confidence=deciles)
     own, more = _log_odds(turns, cells(turns, scored, gap_s), signals.session_signals(turns, scored), looks, model)
     low = causes.low_confidence(turns, _by_locale(turns), model)
-    learn = {POOL: row} | {locale: row[parts[locale]] for locale in outcomes}
-    return replace(model, causes=causes.fit(scored, looks, low, sigmoid(-(own + more)), learn, seed))
+    said = seen["users"].to_numpy() > 0
+    learn = {POOL: row[said]} | {locale: row[rows[said[rows]]] for locale, rows in parts.items() if locale in outcomes}
+    return replace(model, causes=causes.fit(scored, heard, low, sigmoid(-(own + more)), learn, seed))
 
 
 def _fit_part(seen: pl.DataFrame, session: np.ndarray, looks: np.ndarray, seed: int) -> tuple[Outcome, pl.DataFrame]:
@@ -79,11 +84,13 @@ def _fit_part(seen: pl.DataFrame, session: np.ndarray, looks: np.ndarray, seed: 
     outcome = replace(outcome, session_trees=trees, session_base=base)
     llr = _session_llr(outcome, session)
     prior = np.full(len(llr), logit(base))
+    said = users > 0
+    other = np.where(said, np.clip(other, -_TEXT_LIMIT, _TEXT_LIMIT), 0.0)
     for _ in range(_LOOKS_ROUNDS):
-        served = sigmoid(prior + llr + np.clip(other, -_TEXT_LIMIT, _TEXT_LIMIT))
+        served = sigmoid(prior + llr + other)
         trees = fit_trees(looks, served, list(signals.LOOKS.values()), seed=seed)
         prior = log_odds(trees, looks)
-    share = float(np.clip(served.mean(), 0.02, 0.98))
+    share = float(np.clip(served[said].mean(), 0.02, 0.98))
     return replace(outcome, prior=share, looks_trees=trees), per_text
 
 
@@ -119,13 +126,13 @@ def judge(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float 
     text looks like, how confident the assistant was, and what the model knows of the text (other users' turns in the
     sample, when k said it).
     """
-    seen, looks, parts = cells(turns, scored, gap_s), _looks(turns, model), _by_locale(turns)
+    seen, (heard, looks), parts = cells(turns, scored, gap_s), _looks(turns, model), _by_locale(turns)
     own, more = _log_odds(turns, seen, signals.session_signals(turns, scored), looks, model)
     friction, nxt = seen["friction"].to_numpy(), seen["next"].to_numpy()
     mixed = np.zeros(turns.height)
     for locale, at in parts:
         mixed[at] = latent_class.mixed(model.outcome(locale), friction[at], nxt[at])
-    cause, sure = causes.likeliest(turns, scored, friction, looks, parts, model)
+    cause, sure = causes.likeliest(turns, scored, friction, heard, parts, model)
     return pl.DataFrame(
         {
             "turn_id": turns["turn_id"],
@@ -161,11 +168,17 @@ def _log_odds(
     return own, more
 
 
-def _looks(turns: pl.DataFrame, model: Model) -> np.ndarray:
-    x = np.full((turns.height, len(signals.LOOKS)), np.nan)
+def _looks(turns: pl.DataFrame, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """LOOKS of every turn: of what was said, and of what the assistant read (what was served instead, where it was)."""
+    said = np.full((turns.height, len(signals.LOOKS)), np.nan)
     for locale, rows in _by_locale(turns):
-        x[rows] = signals.looks(turns, rows, model.stats.get(locale, TextStats()))
-    return x
+        said[rows] = signals.looks(turns, rows, model.stats.get(locale, TextStats()))
+    read = said.copy()
+    other = turns.with_row_index("at").filter((pl.col("treatment") == "rewritten") & pl.col("served_utterance").is_not_null())
+    other = other.with_columns(key=key_expr("served_utterance"))
+    for locale, rows in _by_locale(other):
+        read[other["at"].gather(rows).to_numpy()] = signals.looks(other, rows, model.stats.get(locale, TextStats()))
+    return said, read
 
 
 def _by_locale(turns: pl.DataFrame) -> list[tuple[str, np.ndarray]]:

@@ -46,6 +46,7 @@ LOOKS = {
     "rarest_ngram": 0,
     "mean_ngram": 0,
     "length": 0,  # log of the number of characters
+    "rewritten": 0,  # another text was served in its place
 }
 
 
@@ -105,7 +106,8 @@ def looks(turns: pl.DataFrame, rows: np.ndarray, stats: TextStats) -> np.ndarray
     keys = turns["key"].gather(rows)
     distinct = keys.unique().sort()
     code = keys.replace_strict(distinct, pl.int_range(distinct.len(), eager=True), return_dtype=pl.Int64).to_numpy()
-    x[:, 2:] = _text_looks(distinct.to_list(), stats)[code]
+    x[:, 2:-1] = _text_looks(distinct.to_list(), stats)[code]
+    x[:, -1] = (turns["treatment"].gather(rows) == "rewritten").fill_null(False).to_numpy()
     return x
 
 
