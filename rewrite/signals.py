@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from rewrite import ngrams
 from rewrite.contracts import STATUSES
 from rewrite.model import TextStats
 from rewrite.pairs import edit_similarity
@@ -60,8 +61,8 @@ def session_signals(turns: pl.DataFrame, scored: pl.DataFrame) -> np.ndarray:
     if not n:
         return x
     at = {name: c for c, name in enumerate(SESSION)}
-    status = turns["status"].replace_strict({s: i for i, s in enumerate(STATUSES)}, default=None, return_dtype=pl.Float64)
-    status = status.fill_null(np.nan).to_numpy()
+    logged = turns["status"].replace_strict({s: i for i, s in enumerate(STATUSES)}, default=None, return_dtype=pl.Float64)
+    status = logged.fill_null(np.nan).to_numpy()
     known = ~np.isnan(status)
     x[:, at["refused"]] = np.where(known, np.isin(status, [1, 2]), np.nan)
     x[:, at["cancelled"]] = np.where(known, status == 3, np.nan)
@@ -112,8 +113,6 @@ def looks(turns: pl.DataFrame, rows: np.ndarray, stats: TextStats) -> np.ndarray
 
 
 def _text_looks(texts: list[str], stats: TextStats) -> np.ndarray:
-    from rewrite import ngrams
-
     x = np.empty((len(texts), 6))
     x[:, 0] = stats.log_frequency(texts)
     for c, (m, idf) in enumerate(((ngrams.words(texts), stats.word_idf), (ngrams.ngram_counts(texts), stats.ngram_idf))):
