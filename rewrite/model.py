@@ -5,7 +5,8 @@ A model is a set of parts, each found by (locale, channel), then (locale, any ch
 - `TextStats` per locale: how rare each n-gram and word is, how often each text that k users said is said, and a few
   hundred such turns drawn at random, the yardstick of chance;
 - `Detector` per locale and channel: the three views of "asked again";
-- `Outcome` per locale: the latent class of served and failed turns.
+- `Outcome` per locale: what tells a served turn from a failed one;
+- `Cause` per locale: what misheard texts look like.
 """
 
 from __future__ import annotations
@@ -105,14 +106,30 @@ class Detector:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Latent class of turns: `served` and `failed` are P(cell | class) over (friction, what came next), flattened."""
+    """How a turn went: `served` and `failed` are P(cell | class) over (friction, what came next), flattened.
+
+    `session_trees` (log odds of served, from `signals.SESSION`) and `looks_trees` (from `signals.LOOKS`) are LightGBM
+    models in text form; empty where the log was too thin, and the cells, or nothing, stand in.
+    """
 
     prior: float  # P(served) of a turn
     mixed: float  # share of turns whose text is served sometimes
     served: tuple[float, ...] = ()
     failed: tuple[float, ...] = ()
-    confidence: Curve = Curve()  # log likelihood ratio for served of an answered turn's intent_confidence
+    session_trees: str = ""
+    session_base: float = 0.5  # P(served) of the turns that the session trees learned from
+    looks_trees: str = ""
     turns: int = 0
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What misheard texts look like (`causes`): `trees` (from `signals.LOOKS`) are LightGBM's in text form, believed with
+    weight `trust`; `mean` is the evidence of the average failure."""
+
+    trees: str = ""
+    trust: float = 0.0
+    mean: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,7 @@ class Model:
     detectors: Mapping[tuple[str, str], Detector]  # by (locale, channel); the pool ("*", "*") is always there
     outcomes: Mapping[str, Outcome]  # by locale; the pool "*" is always there
     asr_confidence: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # deciles by locale, where logged
+    causes: Mapping[str, Cause] = field(default_factory=dict)  # by locale and pooled
 
     def detector(self, locale: str, channel: str | None) -> Detector:
         for name in ((locale, channel or POOL), (locale, POOL), (POOL, channel or POOL)):
@@ -131,6 +149,9 @@ class Model:
 
     def outcome(self, locale: str) -> Outcome:
         return self.outcomes.get(locale, self.outcomes[POOL])
+
+    def cause(self, locale: str) -> Cause:
+        return self.causes.get(locale, self.causes.get(POOL, Cause()))
 
     def served_prior(self, locale: str) -> float:
         """P(served) of a turn of this locale before anything is known of it. An outcome vote of value v carries the
@@ -151,7 +172,18 @@ class Model:
                 if text := d.pop(trees):
                     files[f"detector-{i:03d}-{trees.split('_')[0]}.txt"] = text.encode()
             index["detectors"].append({"locale": locale, "channel": channel} | d)
-        index["outcomes"] = [{"locale": n} | asdict(o) for n, o in sorted(self.outcomes.items())]
+        for i, (locale, outcome) in enumerate(sorted(self.outcomes.items())):
+            o = asdict(outcome)
+            for trees in ("session_trees", "looks_trees"):
+                if text := o.pop(trees):
+                    files[f"outcome-{i:03d}-{trees.split('_')[0]}.txt"] = text.encode()
+            index["outcomes"].append({"locale": locale} | o)
+        index["causes"] = []
+        for i, (locale, cause) in enumerate(sorted(self.causes.items())):
+            c = asdict(cause)
+            if text := c.pop("trees"):
+                files[f"cause-{i:03d}.txt"] = text.encode()
+            index["causes"].append({"locale": locale} | c)
         index["asr_confidence"] = {n: list(v) for n, v in sorted(self.asr_confidence.items())}
         files["model.json"] = json.dumps(index, ensure_ascii=True, sort_keys=True, indent=1, default=list).encode()
         return dict(sorted(files.items()))
@@ -174,11 +206,12 @@ class Model:
             curves = {n: Curve(tuple(d[n]["edges"]), tuple(d[n]["values"])) for n in ("related", "gap")}
             trees = {f"{n}_trees": files.get(f"detector-{i:03d}-{n}.txt", b"").decode() for n in ("text", "friction")}
             detectors[name] = Detector(**d | curves | trees)
-        for o in index["outcomes"]:
-            curve = Curve(tuple(o["confidence"]["edges"]), tuple(o["confidence"]["values"]))
+        for i, o in enumerate(index["outcomes"]):
             locale, cells = o.pop("locale"), {n: tuple(o[n]) for n in ("served", "failed")}
-            outcomes[locale] = Outcome(**o | cells | {"confidence": curve})
-        return Model(index["k"], stats, detectors, outcomes, {n: tuple(v) for n, v in index["asr_confidence"].items()})
+            trees = {f"{n}_trees": files.get(f"outcome-{i:03d}-{n}.txt", b"").decode() for n in ("session", "looks")}
+            outcomes[locale] = Outcome(**o | cells | trees)
+        causes = {c.pop("locale"): Cause(files.get(f"cause-{i:03d}.txt", b"").decode(), **c) for i, c in enumerate(index["causes"])}
+        return Model(index["k"], stats, detectors, outcomes, {n: tuple(v) for n, v in index["asr_confidence"].items()}, causes)
 
     @property
     def fingerprint(self) -> str:

@@ -1,9 +1,13 @@
-"""Was a turn served? A latent class of texts, learned from how turns went and what came next, without labels.
+"""Was a turn served? Learned from how turns went and what came next, without labels, in three steps.
 
-A text is served, failed, or mixed (served sometimes). What is seen of a turn is one cell: friction (status x
-interruption x feedback) x what came next (the session ended; the next turn asked again with a probability in one of
-four bins). EM over texts, one vote per user and text, gives P(cell | served) and P(cell | failed); a turn is then judged
-by its own cell alone, so that votes stay independent and pooling over users happens once, in `aggregate`.
+1. `latent_class`: texts that several users said are served or failed, from coarse cells of their turns. Where many agree
+   the class is nearly certain, and stands in for labels.
+2. Session: trees learn from those texts which signals of a turn's own session mean what (`signals.SESSION`), all at once,
+   with signs held where they are known. This judges a turn alone, so votes stay independent and pooling over users
+   happens once, in `aggregate`.
+3. Looks: a text that nobody else said has a prior of its own, by confidence, rarity and length (`signals.LOOKS`), learned
+   by EM with the session's evidence held fixed: inside one EM, what is the same for all who say a text would count as
+   many witnesses.
 """
 
 from __future__ import annotations
@@ -13,74 +17,96 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from rewrite import ngrams
-from rewrite.contracts import STATUSES
-from rewrite.curves import Curve, fit_curve, logit, sigmoid
+from rewrite import causes, latent_class, ngrams, signals
+from rewrite.curves import logit, sigmoid
+from rewrite.latent_class import MIN_TEXTS, SESSION_GAP_S, cells
 from rewrite.model import POOL, Model, Outcome, TextStats
+from rewrite.text import key_expr
+from rewrite.trees import fit_trees, log_odds
 
-SESSION_GAP_S = 600.0
-AGAIN_CUTS = (0.05, 0.5, 0.95)
-ENDED = 0  # what came next: nothing
-UNKNOWN = 5  # nothing seen, but the day ended first
-NEXTS = 5
-FRICTIONS = (len(STATUSES) + 1) * 2 * 3  # status or none logged; interrupted or not; feedback -1, none, +1
-ROUNDS = 60
-MIN_TEXTS = 200
-"""Fewer distinct texts than this teach nothing; the pool, or the rule below, stands in."""
-_SMOOTH = 5.0  # votes worth of independence between friction and what came next, for cells seldom seen
-_REFUSED_IF_SERVED = 0.01
-"""A refusal of a request that is served otherwise is an accident: at most this share of served turns."""
-_ODD = 0.02
-"""This share of turns goes as it goes for reasons of its own: no single turn says more than about 99 : 1."""
+_USERS = 3
+"""Texts of this many users have a class that is nearly certain, and teach; if they are too few, texts of fewer users."""
+_LOOKS_ROUNDS = 4
 _TEXT_LIMIT = 4.0  # log odds: what other users' turns say of a text does not overrule what is seen of this turn
+_TURN_LIMIT = 5.0  # log odds: nor does one turn say more than 150 : 1
 _EDGE = 0.001  # votes stay within [_EDGE, 1 - _EDGE]
 
 
-def cells(turns: pl.DataFrame, scored: pl.DataFrame, gap_s: float = SESSION_GAP_S) -> pl.DataFrame:
-    """One row per turn of `pairs.ordered(...)`, in its order: `friction`, `next` (cell numbers), `censored`, `p_again`.
-
-    Censored: without a successor, and less than the session gap before midnight UTC. A retry takes the cell of the turn
-    that stands for it.
-    """
-    n = turns.height
-    status = turns["status"].replace_strict({s: i for i, s in enumerate(STATUSES)}, default=len(STATUSES), return_dtype=pl.Int64)
-    barge = turns["barge_in"].fill_null(False).cast(pl.Int64)
-    feedback = turns["feedback"].fill_null(0).cast(pl.Int64).sign() + 1
-    friction = ((status * 2 + barge) * 3 + feedback).to_numpy().astype(np.int64) if n else np.zeros(0, np.int64)
-    again = np.full(n, -1.0)
-    real = scored.filter(~pl.col("is_retry"))
-    if real.height:
-        np.maximum.at(again, real["i"].to_numpy(), real["probability"].to_numpy())
-    left = (turns["timestamp"].dt.truncate("1d").dt.offset_by("1d") - turns["timestamp"]).dt.total_microseconds().to_numpy() / 1e6
-    alone = again < 0
-    censored = alone & (left < gap_s)
-    nxt = np.where(alone, ENDED, 1 + np.searchsorted(AGAIN_CUTS, again, side="right"))
-    nxt = np.where(censored, UNKNOWN, nxt)
-    # A retry takes what is known of the turn that stands for it: the next one that is none.
-    stands = np.where(turns["is_retry"].to_numpy(), n, np.arange(n))
-    stands = np.minimum.accumulate(stands[::-1])[::-1]
-    return pl.DataFrame({"friction": friction, "next": nxt, "censored": censored, "p_again": again})[stands]
-
-
-def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = SESSION_GAP_S) -> Model:
+def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = SESSION_GAP_S, seed: int = 0) -> Model:
     """`model` with its outcomes learned from the same turns (`pairs.ordered`) and their scored pairs."""
-    columns = ("locale", "user_key", "key", "turn_id", "timestamp", "treatment", "is_retry", "intent_confidence")
-    seen = pl.concat([turns.select(columns), cells(turns, scored, gap_s)], how="horizontal")
-    # What was served instead says nothing about the text that was said.
-    ours = (pl.col("treatment") != "rewritten").fill_null(True) & ~pl.col("is_retry") & ~pl.col("censored")
-    seen = seen.filter(ours).sort("locale", "turn_id", "timestamp", "key")
-    seen = seen.with_columns(weight=1.0 / pl.len().over("locale", "user_key", "key"))
-    outcomes, stats = {POOL: _latent_class(seen)[0]}, dict(model.stats)
-    for locale, known in model.stats.items():
-        part = seen.filter(pl.col("locale") == locale)
-        if part["key"].n_unique() >= MIN_TEXTS:
-            outcomes[locale], texts = _latent_class(part)
-            stats[locale] = _with_served(known, texts)
+    columns = ("locale", "user_key", "key", "turn_id", "timestamp", "treatment", "is_retry")
+    seen = pl.concat([turns.select(columns).with_row_index("row"), cells(turns, scored, gap_s)], how="horizontal")
+    seen = seen.filter(~pl.col("is_retry") & ~pl.col("censored")).sort("locale", "turn_id", "timestamp", "key")
+    # What was served instead says nothing about the text that was said: such turns have no vote on it.
+    ours = (pl.col("treatment") != "rewritten").fill_null(True)
+    users = pl.col("user_key").filter(ours).n_unique().over("locale", "key")
+    seen = seen.with_columns(
+        weight=pl.when(ours).then(1.0 / ours.sum().over("locale", "user_key", "key")).otherwise(0.0),
+        users=pl.when(ours).then(users).otherwise(0),
+    )
+    row = seen["row"].to_numpy()
+    session, (heard, looks) = signals.session_signals(turns, scored)[row], _looks(turns, model)
+    outcomes, stats = {}, dict(model.stats)
+    parts = dict(_by_locale(seen))
+    for locale, rows in parts.items():
+        if seen[rows].filter(pl.col("users") > 0)["key"].n_unique() >= MIN_TEXTS:
+            outcomes[locale], texts = _fit_part(seen[rows], session[rows], looks[row[rows]], seed)
+            stats[locale] = _with_served(model.stats[locale], texts)
+    whole = next(iter(outcomes.values())) if len(parts) == len(outcomes) == 1 else _fit_part(seen, session, looks[row], seed)[0]
     confidence = turns.drop_nulls("asr_confidence").sort("locale").group_by("locale", maintain_order=True).agg("asr_confidence")
     logged = zip(confidence["locale"], confidence["asr_confidence"], strict=True)
     deciles = {n: np.quantile(c.to_numpy(), np.arange(1, 10) / 10).tolist() for n, c in logged if len(c) >= MIN_TEXTS}
     deciles = {n: tuple(d) for n, d in deciles.items() if d[0] < d[-1]}
-    return replace(model, outcomes=outcomes, stats=stats, asr_confidence=deciles)
+    model = replace(model, outcomes={POOL: whole} | outcomes, stats=stats, asr_confidence=deciles)
+    own, more = _log_odds(turns, cells(turns, scored, gap_s), signals.session_signals(turns, scored), looks, model)
+    low = causes.low_confidence(turns, _by_locale(turns), model)
+    said = seen["users"].to_numpy() > 0
+    learn = {POOL: row[said]} | {locale: row[rows[said[rows]]] for locale, rows in parts.items() if locale in outcomes}
+    return replace(model, causes=causes.fit(scored, heard, low, sigmoid(-(own + more)), learn, seed))
+
+
+def _fit_part(seen: pl.DataFrame, session: np.ndarray, looks: np.ndarray, seed: int) -> tuple[Outcome, pl.DataFrame]:
+    """The outcome model of some turns, and per text `key, users, llr` (log likelihood ratio of its turns for served)."""
+    users = seen["users"].to_numpy()
+    least = next((n for n in range(_USERS, 1, -1) if seen.filter(pl.col("users") >= n).select("locale", "key").n_unique() >= MIN_TEXTS), 1)
+    teach = users >= least
+    outcome, known = latent_class.fit_classes(seen.filter(pl.Series(teach)))
+    weight, friction, nxt = (seen[c].to_numpy() for c in ("weight", "friction", "next"))
+    refused = latent_class.is_refused()[friction]
+    llr = latent_class.log_ratio(outcome, friction, nxt)
+    text, other, total = _others(seen, weight * np.where(refused, llr, latent_class.log_ratio(outcome, friction, nxt, given_refused=True)))
+    per_text = pl.DataFrame({"key": seen["key"].gather(np.unique(text, return_index=True)[1]), "llr": total})
+    per_text = per_text.with_columns(users=pl.Series(np.bincount(text, weight)))
+    if least < 2 or not outcome.turns:
+        return outcome, per_text
+    trees = fit_trees(session[teach], known.served, list(signals.SESSION.values()), weight=weight[teach], rounds=50, seed=seed)
+    base = float(np.average(known.served, weights=weight[teach]))
+    outcome = replace(outcome, session_trees=trees, session_base=base)
+    llr = _session_llr(outcome, session)
+    prior = np.full(len(llr), logit(base))
+    said = users > 0
+    other = np.where(said, np.clip(other, -_TEXT_LIMIT, _TEXT_LIMIT), 0.0)
+    for _ in range(_LOOKS_ROUNDS):
+        served = sigmoid(prior + llr + other)
+        trees = fit_trees(looks, served, list(signals.LOOKS.values()), seed=seed)
+        prior = log_odds(trees, looks)
+    share = float(np.clip(served[said].mean(), 0.02, 0.98))
+    return replace(outcome, prior=share, looks_trees=trees), per_text
+
+
+def _others(seen: pl.DataFrame, llr: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number of each row's text; what the text's other users say (sum of `llr` over their rows); what all say, per text."""
+    text, own = (
+        seen.select(pl.struct(c).rank("dense")).to_series().cast(pl.Int64).to_numpy() - 1
+        for c in (["locale", "key"], ["locale", "key", "user_key"])
+    )
+    total = np.bincount(text, llr)
+    return text, total[text] - np.bincount(own, llr)[own], total
+
+
+def _session_llr(outcome: Outcome, x: np.ndarray) -> np.ndarray:
+    """Log likelihood ratio for served of a turn's session signals."""
+    return np.clip(log_odds(outcome.session_trees, x) - logit(outcome.session_base), -_TURN_LIMIT, _TURN_LIMIT)
 
 
 def _with_served(stats: TextStats, texts: pl.DataFrame) -> TextStats:
@@ -93,116 +119,20 @@ def _with_served(stats: TextStats, texts: pl.DataFrame) -> TextStats:
     return replace(stats, served=np.where(found, np.clip(llr, -_TEXT_LIMIT, _TEXT_LIMIT), 0.0))
 
 
-def _latent_class(seen: pl.DataFrame) -> tuple[Outcome, pl.DataFrame]:
-    """The classes, and per text `key, users, llr` (log likelihood ratio of its turns for served against failed)."""
-    text = seen.select(pl.struct("locale", "key").rank("dense")).to_series().fill_null(0).cast(pl.Int64).to_numpy() - 1
-    texts = int(text.max()) + 1 if len(text) else 0
-    if texts < MIN_TEXTS:
-        return _rule(), pl.DataFrame()
-    friction, nxt, weight = (seen[c].to_numpy() for c in ("friction", "next", "weight"))
-    cell = friction * NEXTS + nxt
-    clean = (_is_clean()[friction] & (nxt <= 2)).astype(float)
-    mass = np.bincount(text, weight, texts)
-    share = np.bincount(text, weight * clean, texts) / mass
-    q = np.stack([0.1 + 0.8 * share, 0.9 - 0.8 * share, np.full(texts, 0.05)], axis=1)
-    q /= q.sum(axis=1, keepdims=True)
-    served, failed, odds = np.ones(1), np.ones(1), np.full(len(text), 0.5)
-    for _ in range(ROUNDS):
-        good = q[text, 0] + q[text, 2] * odds
-        served, failed = _cells(cell, good, weight)
-        classes = (q * mass[:, None]).sum(axis=0) / mass.sum()
-        like = np.stack([served[cell], failed[cell]])
-        odds = like[0] / (like[0] + like[1])
-        log_q = np.stack([np.bincount(text, weight * np.log(p), texts) for p in (*like, 0.5 * (like[0] + like[1]))], axis=1)
-        log_q += np.log(np.maximum(classes, 1e-4))
-        q = np.exp(log_q - log_q.max(axis=1, keepdims=True))
-        q /= q.sum(axis=1, keepdims=True)
-    prior = float(np.clip(classes[0] + 0.5 * classes[2], 0.02, 0.98))
-    # The assistant's confidence is learned last, from texts that two users said: it is the same for all who say a text, so
-    # inside EM it would count as many witnesses.
-    answered = ~_is_refused()[friction] & seen["intent_confidence"].is_not_null().to_numpy() & (mass[text] >= 2)
-    curve = Curve()
-    if answered.sum() >= MIN_TEXTS:
-        share = (q[:, 0] + 0.5 * q[:, 2])[text[answered]]
-        curve = fit_curve(seen["intent_confidence"].to_numpy()[answered], share, rising=True, weight=weight[answered])
-    llr = np.bincount(text, weight * (np.log(like[0]) - np.log(like[1])), texts)
-    first = np.unique(text, return_index=True)[1]
-    per_text = pl.DataFrame({"key": seen["key"].gather(first), "users": mass, "llr": llr})
-    return Outcome(prior, float(classes[2]), tuple(served.tolist()), tuple(failed.tolist()), curve, len(text)), per_text
-
-
-def _cells(cell: np.ndarray, good: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """P(cell | served), P(cell | failed), flat, from P(served) of each turn; seldom seen cells lean on independence."""
-    out = []
-    for share in (good, 1.0 - good):
-        n = np.bincount(cell, weight * share, FRICTIONS * NEXTS).reshape(FRICTIONS, NEXTS)
-        rows = (n.sum(axis=1) + 0.5 / FRICTIONS) / (n.sum() + 0.5)
-        columns = (n.sum(axis=0) + 0.5 / NEXTS) / (n.sum() + 0.5)
-        out.append((n + _SMOOTH * rows[:, None] * columns) / (n.sum() + _SMOOTH))
-    refused, silent = _is_refused(), _parts()[0] == len(STATUSES)
-    _scale(out[0], refused, min(out[0][refused].sum(), _REFUSED_IF_SERVED))
-    # Where "completed" is logged, a missing status says how the log was made (a call's last turn has none), not how the
-    # turn went. Where it never is, no status is all the assent there is.
-    seen = np.bincount(cell, weight, FRICTIONS * NEXTS).reshape(FRICTIONS, NEXTS).sum(axis=1)
-    if seen[_parts()[0] == STATUSES.index("completed")].sum() > 0:
-        for p in out:
-            _scale(p, silent, np.clip(seen[silent].sum() / seen.sum(), 1e-6, 1 - 1e-6))
-    both = sum(out) * (_ODD / 2)
-    return tuple((p * (1.0 - _ODD) + both).ravel() for p in out)  # type: ignore[return-value]
-
-
-def _scale(p: np.ndarray, rows: np.ndarray, total: float) -> None:
-    """Scale `rows` of p to sum to `total`, the other rows to the rest, in place."""
-    p[rows] *= total / p[rows].sum()
-    p[~rows] *= (1.0 - total) / p[~rows].sum()
-
-
-def _parts() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    f = np.arange(FRICTIONS)
-    return f // 6, f // 3 % 2, f % 3 - 1
-
-
-def _is_refused() -> np.ndarray:
-    return np.isin(_parts()[0], [STATUSES.index("no_match"), STATUSES.index("error")])
-
-
-def _is_clean() -> np.ndarray:
-    status, barge, feedback = _parts()
-    return np.isin(status, [STATUSES.index("completed"), len(STATUSES)]) & (barge == 0) & (feedback >= 0)
-
-
-def _rule() -> Outcome:
-    """For logs too thin to learn from: independent channels, weighed by hand on the cautious side."""
-    status, barge, feedback = _parts()
-    # log odds for served: completed +.5, refused -3, cancelled -.5; interrupted -1; feedback +-2; next asked again -2 at most
-    friction = np.select([status == 0, _is_refused(), status == 3], [0.5, -3.0, -0.5], 0.0) - 1.0 * barge + 2.0 * feedback
-    came_next = np.array([0.3, 0.7, 0.2, -1.0, -2.0])
-    odds = sigmoid(friction[:, None] + came_next).ravel()
-    flat = 1.0 / len(odds)
-    return Outcome(0.7, 0.05, tuple((flat * odds).tolist()), tuple((flat * (1 - odds)).tolist()))
-
-
 def judge(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = SESSION_GAP_S) -> pl.DataFrame:
     """`turn_id, p_failed, p_mixed, cause, cause_probability, p_failed_seen, censored` of every turn of `pairs.ordered(...)`, in its order.
 
-    `p_failed_seen` is the judgement from this turn's own cell alone, and what votes say; `p_failed` also knows what the
-    model knows of the text (other users' turns in the sample, when k said it) and the assistant's confidence.
+    `p_failed_seen` is the judgement from this turn's own session alone, and what votes say; `p_failed` also knows what the
+    text looks like, how confident the assistant was, and what the model knows of the text (other users' turns in the
+    sample, when k said it).
     """
-    seen = cells(turns, scored, gap_s)
+    seen, (heard, looks), parts = cells(turns, scored, gap_s), _looks(turns, model), _by_locale(turns)
+    own, more = _log_odds(turns, seen, signals.session_signals(turns, scored), looks, model)
     friction, nxt = seen["friction"].to_numpy(), seen["next"].to_numpy()
-    own, more, mixed = np.zeros(turns.height), np.zeros(turns.height), np.zeros(turns.height)
-    confidence = turns["intent_confidence"].fill_null(np.nan).to_numpy()
-    ours = (turns["treatment"] != "rewritten").fill_null(True).to_numpy()
-    for locale, at in _by_locale(turns):
-        o, s = model.outcome(locale), model.stats.get(locale, TextStats())
-        good, bad = (_with_margin(np.asarray(p))[friction[at], nxt[at]] for p in (o.served, o.failed))
-        own[at] = logit(o.prior) + np.log(good) - np.log(bad)
-        mixed[at] = o.mixed * 0.5 * (good + bad) / (o.prior * good + (1 - o.prior) * bad)
-        keys = turns["key"].gather(at)
-        distinct = keys.unique().sort()
-        llr = keys.replace_strict(distinct, pl.Series(s.served_llr(distinct.to_list())), return_dtype=pl.Float64).to_numpy()
-        more[at] = np.where(ours[at], llr, 0.0) + np.where(_is_refused()[friction[at]], 0.0, o.confidence(confidence[at]))
-    cause, sure = _causes(turns, scored, seen, model)
+    mixed = np.zeros(turns.height)
+    for locale, at in parts:
+        mixed[at] = latent_class.mixed(model.outcome(locale), friction[at], nxt[at])
+    cause, sure = causes.likeliest(turns, scored, friction, heard, parts, model)
     return pl.DataFrame(
         {
             "turn_id": turns["turn_id"],
@@ -216,53 +146,41 @@ def judge(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float 
     )
 
 
+def _log_odds(
+    turns: pl.DataFrame, seen: pl.DataFrame, session: np.ndarray, looks: np.ndarray, model: Model
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log odds that each turn was served: from its own session, and what the text adds."""
+    stands, friction, nxt = (seen[c].to_numpy() for c in ("stands", "friction", "next"))
+    own, more = np.zeros(turns.height), np.zeros(turns.height)
+    ours = (turns["treatment"] != "rewritten").fill_null(True).to_numpy()
+    for locale, at in _by_locale(turns):
+        o, s = model.outcome(locale), model.stats.get(locale, TextStats())
+        llr = latent_class.log_ratio(o, friction[at], nxt[at])
+        if o.session_trees:  # what came next is not known of a censored turn: the trees never saw that, the cells know
+            llr = np.where(nxt[at] == latent_class.UNKNOWN, llr, _session_llr(o, session[stands[at]]))
+        own[at] = logit(o.prior) + llr
+        if o.looks_trees:
+            more[at] = log_odds(o.looks_trees, looks[at]) - logit(o.prior)
+        keys = turns["key"].gather(at)
+        distinct = keys.unique().sort()
+        known = keys.replace_strict(distinct, pl.Series(s.served_llr(distinct.to_list())), return_dtype=pl.Float64).to_numpy()
+        more[at] += np.where(ours[at], known, 0.0)
+    return own, more
+
+
+def _looks(turns: pl.DataFrame, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """LOOKS of every turn: of what was said, and of what the assistant read (what was served instead, where it was)."""
+    said = np.full((turns.height, len(signals.LOOKS)), np.nan)
+    for locale, rows in _by_locale(turns):
+        said[rows] = signals.looks(turns, rows, model.stats.get(locale, TextStats()))
+    read = said.copy()
+    other = turns.with_row_index("at").filter((pl.col("treatment") == "rewritten") & pl.col("served_utterance").is_not_null())
+    other = other.with_columns(key=key_expr("served_utterance"))
+    for locale, rows in _by_locale(other):
+        read[other["at"].gather(rows).to_numpy()] = signals.looks(other, rows, model.stats.get(locale, TextStats()))
+    return said, read
+
+
 def _by_locale(turns: pl.DataFrame) -> list[tuple[str, np.ndarray]]:
     groups = turns.select("locale").with_row_index("row").group_by("locale").agg("row").sort("locale")
     return [(locale, rows.to_numpy().astype(np.int64)) for locale, rows in zip(groups["locale"], groups["row"], strict=True)]
-
-
-def _with_margin(p: np.ndarray) -> np.ndarray:
-    """(friction, next) table with one more column for "not seen what came next"."""
-    table = p.reshape(FRICTIONS, NEXTS)
-    return np.concatenate([table, table.sum(axis=1, keepdims=True)], axis=1)
-
-
-CAUSE_NAMES = ("unknown", "asr", "wording", "entity", "unsupported", "user")
-
-
-def _causes(turns: pl.DataFrame, scored: pl.DataFrame, seen: pl.DataFrame, model: Model) -> tuple[list[str], np.ndarray]:
-    """Likeliest cause if the turn failed, and its probability: a softmax over evidence weighed by hand (a first version).
-
-    Misheard texts are rare ones that the person then says alike (a few letters apart), that were heard with low
-    confidence, or that were understood with confidence and failed all the same; a wording problem is followed by other words; an entity problem by the same words but one; a request
-    that many make and that is refused to all is unsupported; a cancelled one is the person's own.
-    """
-    n = turns.height
-    edit, jaccard, again = np.zeros(n), np.zeros(n), np.zeros(n)
-    first = scored.filter((pl.col("lag") == 1) & ~pl.col("same_text"))
-    at = first["i"].to_numpy()
-    edit[at], jaccard[at], again[at] = (first[c].to_numpy() for c in ("edit", "jaccard", "probability"))
-    rare = np.ones(n)
-    low = np.zeros(n)
-    sure = turns["intent_confidence"].fill_null(0.5).fill_nan(0.5).to_numpy()
-    for locale, rows in _by_locale(turns):
-        if locale in model.stats:
-            keys = turns["key"].gather(rows)
-            distinct = keys.unique().sort()
-            seldom = pl.Series(1.0 / (1.0 + model.stats[locale].log_frequency(distinct.to_list())))
-            rare[rows] = keys.replace_strict(distinct, seldom, return_dtype=pl.Float64).to_numpy()
-        if deciles := model.asr_confidence.get(locale):
-            c = turns["asr_confidence"].gather(rows).fill_null(np.nan).to_numpy()
-            low[rows] = np.where(np.isnan(c), 0.0, 0.5 - np.searchsorted(deciles, c) / (len(deciles) + 1))
-    status = seen["friction"].to_numpy() // 6
-    refused, cancelled = np.isin(status, [1, 2]), status == 3
-    score = np.zeros((n, len(CAUSE_NAMES)))
-    score[:, 1] = -2.0 + 2.0 * rare + 3.0 * again * (edit - 0.4) + 3.0 * low + 2.0 * (sure - 0.5)
-    score[:, 2] = -0.5 + 2.0 * again * (0.7 - edit)
-    score[:, 3] = -1.5 + 2.0 * again * (jaccard > 0.5) * (edit < 0.85)
-    score[:, 4] = -1.5 + 2.0 * refused * (1 - rare) * (1 - again)
-    score[:, 5] = -2.0 + 4.0 * cancelled
-    p = np.exp(score - score.max(axis=1, keepdims=True)) if n else score
-    p /= p.sum(axis=1, keepdims=True) if n else 1.0
-    best = p.argmax(axis=1)
-    return [CAUSE_NAMES[b] for b in best], p[np.arange(n), best]

@@ -194,7 +194,7 @@ def linked(p: dict[tuple[int, int], float], rows: list[dict]) -> pl.DataFrame:
     t = pairs.ordered(frame(rows))
     c = pairs.candidate_pairs(t)
     scored = c.with_columns(probability=pl.Series([p.get((i, j), 0.01) for i, j in zip(c["i"], c["j"], strict=True)]))
-    scored = scored.with_columns(edit=pl.lit(0.5), jaccard=pl.lit(0.5))
+    scored = scored.with_columns(edit=pl.lit(0.5), jaccard=pl.lit(0.5), p_same_topic=pl.lit(0.0))
     return votes(t, scored, outcomes.judge(t, scored, fitted()[2]))
 
 

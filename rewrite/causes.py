@@ -1,0 +1,128 @@
+"""Why did a turn fail, if it did? Likeliest of `contracts.CAUSES`, with its probability, learned without labels where the log teaches.
+
+Misheard (`asr`): two views. What is known beforehand: misheard texts are rare, heard with low confidence, or understood with
+confidence and failed all the same. And what the log teaches: a person who was misheard says it again, and the log then
+holds two texts a letter or two apart; trees learn what such a text looks like (`signals.LOOKS`), among all failures that
+were said again in other words (positive-unlabelled: whether a misheard person repeats or rewords hardly depends on the
+text). In some scripts a letter or two is a rewording; then the second view contradicts the first, and counts for less.
+
+The others are weighed by hand, a first version: wording is followed by other words, an entity problem by the same words
+but one; a request that many make and that is refused is unsupported; a cancelled one is the person's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+
+from rewrite.contracts import CAUSES, STATUSES
+from rewrite.curves import logit, sigmoid
+from rewrite.model import Cause, Model
+from rewrite.signals import LOOKS
+from rewrite.trees import fit_trees, log_odds
+
+EDITS = 2.5
+"""A text within two characters of the one said next was most likely the same to the person who said it."""
+_ALIKE = 0.5  # but not if two characters are half of it
+_ASKED = 0.5
+MIN_ASKED = 300
+"""Changed texts that were said again; fewer teach nothing."""
+_AGREE = 0.15
+"""Both views are believed alike when the first ranks the second's examples with an AUC of .65 or more: measured .63 to .66
+where letters are sounds, .56 where one character is a word."""
+_MISHEARD = 0.25
+"""P(misheard | failed) before anything is known of a turn: it cannot be learned without labels."""
+
+
+def fit(
+    scored: pl.DataFrame, looks: np.ndarray, low: np.ndarray, failed: np.ndarray, learn: Mapping[str, np.ndarray], seed: int
+) -> dict[str, Cause]:
+    """What misheard texts look like, per locale and pooled. `scored`: pairs of turns; `looks, low, failed` per turn: LOOKS,
+    `low_confidence`, P(failed); `learn`: the rows to learn from, in an order that no user key decides, pooled and of each
+    locale that learns for itself."""
+    asked, alike = _said_again(scored, looks)
+    known = _beforehand(looks, low)
+    out = {}
+    for locale, rows in learn.items():
+        weight = failed[rows] + 1e-9
+        at = rows[asked[rows]]
+        trees, trust, evidence = "", 0.0, known[rows]
+        if len(at) >= MIN_ASKED and 0 < alike[at].sum() < len(at):
+            trees = fit_trees(looks[at], alike[at].astype(float), [0] * len(LOOKS), weight=failed[at] + 1e-9, seed=seed)
+            trust = float(np.clip((_auc(alike[at], known[at]) - 0.5) / _AGREE, 0.0, 1.0))
+            evidence = known[rows] + trust * log_odds(trees, looks[rows])
+        out[locale] = Cause(trees if trust else "", trust, float(np.average(evidence, weights=weight)) if len(rows) else 0.0)
+    return out
+
+
+def likeliest(
+    turns: pl.DataFrame, scored: pl.DataFrame, friction: np.ndarray, looks: np.ndarray, parts: list[tuple[str, np.ndarray]], model: Model
+) -> tuple[list[str], np.ndarray]:
+    """Cause, and P(cause | failed), of every turn; `looks` and `friction` are those of `turns`, `parts` its rows by locale."""
+    n = turns.height
+    edit, jaccard, again = np.zeros(n), np.zeros(n), np.zeros(n)
+    first = scored.filter((pl.col("lag") == 1) & ~pl.col("same_text"))
+    at = first["i"].to_numpy()
+    edit[at], jaccard[at], again[at] = (first[c].to_numpy() for c in ("edit", "jaccard", "probability"))
+    misheard = np.zeros(n)
+    known = _beforehand(looks, low_confidence(turns, parts, model))
+    for locale, rows in parts:
+        c = model.cause(locale)
+        evidence = known[rows] + (c.trust * log_odds(c.trees, looks[rows]) if c.trees else 0.0)
+        misheard[rows] = sigmoid(logit(_MISHEARD) + evidence - c.mean)
+    status = friction // 6
+    refused, cancelled = np.isin(status, [STATUSES.index("no_match"), STATUSES.index("error")]), status == STATUSES.index("cancelled")
+    score = {
+        "wording": -0.6 + 2.0 * again * (0.7 - edit),
+        "entity": -1.5 + 2.0 * again * (jaccard > 0.5) * (edit < 0.85),
+        "unsupported": -1.5 + 2.0 * refused * (1 - _rare(looks)) * (1 - again),
+        "user": -2.0 + 4.0 * cancelled,
+        "unknown": np.full(n, -0.5),
+    }
+    p = np.exp(np.stack([score[name] for name in CAUSES if name != "asr"], axis=1))
+    p *= ((1.0 - misheard) / p.sum(axis=1))[:, None]
+    p = np.insert(p, CAUSES.index("asr"), misheard, axis=1)
+    best = p.argmax(axis=1)
+    return [CAUSES[b] for b in best], p[np.arange(n), best]
+
+
+def low_confidence(turns: pl.DataFrame, parts: list[tuple[str, np.ndarray]], model: Model) -> np.ndarray:
+    """How low a turn's asr_confidence is among its locale's: .5 the lowest tenth, -.4 the highest, 0 where not logged."""
+    low = np.zeros(turns.height)
+    for locale, rows in parts:
+        if deciles := model.asr_confidence.get(locale):
+            c = turns["asr_confidence"].gather(rows).fill_null(np.nan).to_numpy()
+            low[rows] = np.where(np.isnan(c), 0.0, 0.5 - np.searchsorted(deciles, c) / (len(deciles) + 1))
+    return low
+
+
+def _beforehand(looks: np.ndarray, low: np.ndarray) -> np.ndarray:
+    sure = np.nan_to_num(looks[:, 0], nan=0.5)
+    return 2.0 * _rare(looks) + 2.0 * (sure - 0.5) + 3.0 * low
+
+
+def _rare(looks: np.ndarray) -> np.ndarray:
+    """1 for texts that fewer than k users said, towards 0 the more often a text is said."""
+    return 1.0 / (1.0 + np.maximum(looks[:, list(LOOKS).index("frequency")], 0.0))
+
+
+def _said_again(scored: pl.DataFrame, looks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per turn: was it, or what it repeats, said in changed form; and is it the rarer of two texts a letter or two apart?"""
+    near = scored.filter((pl.col("lag") == 1) & ~pl.col("same_text") & (pl.col("probability") >= _ASKED))
+    i, j, edit = near["i"].to_numpy(), near["j"].to_numpy(), near["edit"].to_numpy()
+    frequency, length = (looks[:, list(LOOKS).index(c)] for c in ("frequency", "length"))
+    letters = np.expm1(np.maximum(length[i], length[j]))
+    close = ((1.0 - edit) * letters <= EDITS) & (edit >= _ALIKE)
+    asked, alike = np.zeros(len(looks), bool), np.zeros(len(looks), bool)
+    asked[i] = asked[j] = True
+    alike[i[close & (frequency[i] <= frequency[j])]] = True
+    alike[j[close & (frequency[j] <= frequency[i])]] = True
+    return asked, alike
+
+
+def _auc(y: np.ndarray, score: np.ndarray) -> float:
+    rank = pl.Series(score).rank().to_numpy()
+    n = int(y.sum())
+    return float((rank[y].sum() - n * (n + 1) / 2) / (n * (len(y) - n)))
