@@ -25,6 +25,7 @@ import polars as pl
 from rewrite import ngrams, pairs
 from rewrite.curves import LIMIT, Curve, fit_curve, logit, sigmoid
 from rewrite.model import POOL, Detector, Model, TextStats
+from rewrite.trees import fit_trees, log_odds
 
 MIN_PAIRS = 500
 """Fewer neighbouring pairs than this teach nothing that a rule fixed by hand does not know."""
@@ -64,7 +65,7 @@ def fit(sample_turns: pl.DataFrame, *, seed: int = 0, k: int = 3, max_pairs: int
     neighbours = p.filter(pl.col("lag") == 1).sort("locale", "turn_id", "next_turn_id", "gap_s")
     detectors = _fit_detectors(turns, neighbours, friction, stats, seed, max_pairs)
     model = Model(k, stats, detectors, {})
-    return outcomes.fit(turns, score(turns, p, model, friction), model)
+    return outcomes.fit(turns, score(turns, p, model, friction), model, seed=seed)
 
 
 def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction: np.ndarray | None = None) -> pl.DataFrame:
@@ -149,7 +150,7 @@ def _further(i: np.ndarray, j: np.ndarray, lag: np.ndarray, combined: np.ndarray
 
 def _text_llr(d: Detector, x: np.ndarray) -> np.ndarray:
     if d.text_trees:
-        return np.clip(_predict(d.text_trees, x[:, :_T]) - d.text_mean, -LIMIT, LIMIT)
+        return np.clip(log_odds(d.text_trees, x[:, :_T]) - d.text_mean, -LIMIT, LIMIT)
     return _first_guess(x) - d.text_mean if d.pairs else _text_rule(x)
 
 
@@ -163,7 +164,7 @@ def _gap_llr(d: Detector, log_gap: np.ndarray) -> np.ndarray:
 
 def _friction_llr(d: Detector, x: np.ndarray) -> np.ndarray:
     if d.friction_trees:
-        return np.clip(_predict(d.friction_trees, x) - d.friction_mean, -LIMIT, LIMIT)
+        return np.clip(log_odds(d.friction_trees, x) - d.friction_mean, -LIMIT, LIMIT)
     return np.zeros(len(x)) if d.pairs else _friction_rule(x)
 
 
@@ -280,39 +281,8 @@ def _co_em(x: np.ndarray, friction: np.ndarray, log_gap: np.ndarray, contrast: n
 def _view(x: np.ndarray, q: np.ndarray, signs: list[int], seed: int) -> tuple[str, float, np.ndarray]:
     """Trees of one view fitted to the belief q, their mean log odds, and the log likelihood ratios, shape (n,)."""
     q = np.clip(q, 0.001, 0.999)
-    trees, mean = _trees(x, q, signs, seed), float(logit(q.mean()))
-    return trees, mean, np.clip(_predict(trees, x) - mean, -LIMIT, LIMIT)
-
-
-def _trees(x: np.ndarray, y: np.ndarray, signs: list[int], seed: int) -> str:
-    """Monotone gradient-boosted trees on soft targets, in LightGBM's text form."""
-    import lightgbm as lgb
-
-    params = {
-        "objective": "cross_entropy",
-        "learning_rate": 0.1,
-        "num_leaves": 15,
-        "min_data_in_leaf": max(25, len(x) // 400),
-        "min_sum_hessian_in_leaf": 1e-3,
-        "lambda_l2": 1.0,
-        "monotone_constraints": signs,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": 1,
-        "seed": seed,
-        "verbose": -1,
-    }
-    data = lgb.Dataset(x, y, params={"verbose": -1}, free_raw_data=True)
-    return lgb.train(params, data, num_boost_round=40).model_to_string()
-
-
-def _predict(trees: str, x: np.ndarray) -> np.ndarray:
-    """Raw scores (log odds), shape (n,)."""
-    import lightgbm as lgb
-
-    if not len(x):
-        return np.zeros(0)
-    return np.asarray(lgb.Booster(model_str=trees).predict(x, raw_score=True, num_threads=1))
+    trees, mean = fit_trees(x, q, signs, seed=seed), float(logit(q.mean()))
+    return trees, mean, np.clip(log_odds(trees, x) - mean, -LIMIT, LIMIT)
 
 
 def _text_features(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats) -> np.ndarray:
