@@ -33,7 +33,7 @@ from rewrite import turns as t
 from rewrite.contracts import BUCKETS, LOG, LOG_REQUIRED, REJECTS, TURNS
 from rewrite.text import KEY_VERSION
 
-VERSION = f"1.{KEY_VERSION}"
+VERSION = f"2.{KEY_VERSION}"
 SCHEMAS = {"turns": TURNS, "rejects": REJECTS}
 READS = {"logs": LOG.names}
 WRITES = {name: schema.names for name, schema in SCHEMAS.items()}
@@ -112,7 +112,7 @@ def _scrub(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     """Scrub every text column; adds `scrubbed`, placeholders per row."""
     clean, found = [], []
     for name in (*_TEXTS, "slots"):
-        series, kinds = (scrub_slots if name == "slots" else scrub)(rows[name])
+        series, kinds = (scrub_slots if name == "slots" else scrub)(rows[name], rows["locale"])
         clean.append(series.alias(name))
         found.append(kinds)
     total = found[0].select(
