@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import numpy as np
@@ -17,6 +17,9 @@ from pipelines.plan import Plan
 from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
+
+if TYPE_CHECKING:
+    from rewrite.evidence import Options
 
 VERSION = 1
 READS = {"votes": contracts.VOTES.names, "embeddings": ["key", "vector"], "goals": contracts.GOALS.names}
@@ -36,28 +39,8 @@ class BuildGoals(beam.DoFn):
     def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
         from rewrite import goals
         from rewrite.evidence import Options
-        from rewrite.pool import MILLION, build
 
-        pool = build(window.merged(element[1], self._sent), shards.empty(contracts.GOALS), Options(k=self._k))
-        texts = pool.texts.filter(~pl.col("placeholder"))
-        links = (
-            pool.asks.group_by("s", "t")
-            .agg(users=pl.len().cast(pl.Int64), weight=pl.col("value").sum() / MILLION)
-            .join(pool.texts.select(pl.col("id").alias("s"), "locale", pl.col("utterance").alias("source")), on="s")
-            .join(pool.texts.select(pl.col("id").alias("t"), pl.col("utterance").alias("target")), on="t")
-            .select("locale", "source", "target", "users", "weight")
-        )
-        linked = pl.concat([links.select("locale", utterance="source"), links.select("locale", utterance="target")]).unique()
-        texts = texts.join(linked.with_columns(linked=True), on=["locale", "utterance"], how="left")
-        texts = texts.filter((pl.col("users") >= self._k) | pl.col("linked")).sort("locale", "utterance")
-        served = (
-            pool.meanings.join(pool.texts.select("id", "locale", "utterance"), on="id")
-            .select("locale", "utterance", "intent", "slots", "users", weight=pl.col("served") / MILLION)
-            .join(texts.select("locale", "utterance"), on=["locale", "utterance"], how="semi")
-        )
-        links = links.join(texts.select("locale", source="utterance"), on=["locale", "source"], how="semi").join(
-            texts.select("locale", target="utterance"), on=["locale", "target"], how="semi"
-        )
+        texts, links, served = goal_inputs(window.merged(element[1], self._sent), Options(k=self._k))
         vectors = embed.vectors(self._store, self._embeddings, texts["utterance"])
         last = None
         if self._last is not None:
@@ -72,6 +55,33 @@ class BuildGoals(beam.DoFn):
             yield engine.receipt(
                 table, partition, entry, goals=goals_n, embedded=0 if vectors is None else int(np.isfinite(vectors[:, 0]).sum())
             )
+
+
+def goal_inputs(evidence: dict[str, pl.DataFrame], options: Options) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """`texts`, `links` and `served` of `rewrite.goals.build_goals`, from merged evidence: texts of k users, or asked again."""
+    from rewrite.pool import MILLION, build
+
+    pool = build(evidence, shards.empty(contracts.GOALS), options)
+    texts = pool.texts.filter(~pl.col("placeholder"))
+    links = (
+        pool.asks.group_by("s", "t")
+        .agg(users=pl.len().cast(pl.Int64), weight=pl.col("value").sum() / MILLION)
+        .join(pool.texts.select(pl.col("id").alias("s"), "locale", pl.col("utterance").alias("source")), on="s")
+        .join(pool.texts.select(pl.col("id").alias("t"), pl.col("utterance").alias("target")), on="t")
+        .select("locale", "source", "target", "users", "weight")
+    )
+    linked = pl.concat([links.select("locale", utterance="source"), links.select("locale", utterance="target")]).unique()
+    texts = texts.join(linked.with_columns(linked=True), on=["locale", "utterance"], how="left")
+    texts = texts.filter((pl.col("users") >= options.k) | pl.col("linked")).sort("locale", "utterance")
+    served = (
+        pool.meanings.join(pool.texts.select("id", "locale", "utterance"), on="id")
+        .select("locale", "utterance", "intent", "slots", "users", weight=pl.col("served") / MILLION)
+        .join(texts.select("locale", "utterance"), on=["locale", "utterance"], how="semi")
+    )
+    links = links.join(texts.select("locale", source="utterance"), on=["locale", "source"], how="semi").join(
+        texts.select("locale", target="utterance"), on=["locale", "target"], how="semi"
+    )
+    return texts, links, served
 
 
 class Link(beam.PTransform):

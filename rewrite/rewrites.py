@@ -119,7 +119,7 @@ def _with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFr
         .sort("goal", "worth", "id", descending=[False, True, False])
         .group_by("goal", maintain_order=True)
         .head(TARGETS_PER_GOAL)
-        .select("goal", t="id", worth="worth", t_text="utterance", t_numbers="numbers", t_values="values", t_users="users")
+        .select("goal", t="id", worth="worth", t_text="utterance", t_numbers="numbers", t_values="values", t_known="known")
     )
     source = texts.select(s="id", s_text="utterance", s_numbers="numbers", s_values="values")
     linked = pool.asks.group_by("s", "t").agg(pair_users=pl.len().cast(pl.Int64), pair_value=pl.col("value").sum())
@@ -140,7 +140,7 @@ def _with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFr
         .then(pl.lit("number_changed"))
         .when(pl.col("_lost") > 0)
         .then(pl.lit("value_lost"))
-        .when(pl.col("t_users") <= pl.col("pair_users"))
+        .when(pl.col("t_known") <= pl.col("pair_users"))
         .then(pl.lit("no_outside_users"))
     )
     best = (
