@@ -50,9 +50,31 @@ class Sessions:
 
 @dataclass(frozen=True)
 class Privacy:
-    """Who must have said a text before it may be released."""
+    """Who must have said a text before it may be released, and which accounts are believed."""
 
     k: int = key(3, "distinct users behind every released string, per locale", unit="users", low=2, high=10_000)
+    least_texts: int = key(
+        4,
+        "an account that said fewer texts links none; never more than what is usual in the log (less than 1 % of honest rewrites are lost)",
+        unit="texts",
+        low=0,
+        high=1_000,
+    )
+    few_texts: int = key(
+        6,
+        "three pairs: an account with at most so many texts, all of them asked again, is there for the pairs",
+        unit="texts",
+        low=0,
+        high=1_000,
+    )
+    copies: bool = key(True, "accounts with one and the same history count once")
+    burst: float = key(
+        1e-5, "users of a source who came together on one day by less chance than this are left out", unit="probability", low=0, high=1
+    )
+    links_per_day: int = key(
+        100, "links of one user on one day, the strongest; busy people have a fifth", unit="links", low=1, high=100_000
+    )
+    links_per_window: int = key(500, "links of one user in the window, the strongest", unit="links", low=1, high=1_000_000)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rewrite import contracts
 if TYPE_CHECKING:
     from rewrite.evidence import Options
 
-VERSION = 1
+VERSION = 2
 READS = {"votes": contracts.VOTES.names, "embeddings": ["key", "vector"], "goals": contracts.GOALS.names}
 WRITES = {"goals": contracts.GOALS.names, "goal_edges": contracts.GOAL_EDGES.names, "goal_changes": contracts.GOAL_CHANGES.names}
 SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CHANGES, "goals": contracts.GOALS}  # goals last
@@ -31,8 +31,18 @@ class BuildGoals(beam.DoFn):
     """The window's evidence -> the goal graph of every locale together; emits receipts."""
 
     def __init__(
-        self, store: Store, attempt: str, as_of: date, k: int, embeddings: Manifest | None, last: Manifest | None, seed: int, sent: int
+        self,
+        store: Store,
+        attempt: str,
+        as_of: date,
+        k: int,
+        embeddings: Manifest | None,
+        last: Manifest | None,
+        seed: int,
+        sent: int,
+        burst: float,
     ):
+        self._burst = burst
         self._store, self._attempt, self._as_of, self._k = store, attempt, as_of, k
         self._embeddings, self._last, self._seed, self._sent = embeddings, last, seed, sent
 
@@ -40,7 +50,7 @@ class BuildGoals(beam.DoFn):
         from rewrite import goals
         from rewrite.evidence import Options
 
-        texts, links, served = goal_inputs(window.merged(element[1], self._sent), Options(k=self._k))
+        texts, links, served = goal_inputs(window.merged(element[1], self._sent), Options(k=self._k, burst=self._burst))
         vectors = embed.vectors(self._store, self._embeddings, texts["utterance"])
         last = None
         if self._last is not None:
@@ -87,12 +97,12 @@ def goal_inputs(evidence: dict[str, pl.DataFrame], options: Options) -> tuple[pl
 class Link(beam.PTransform):
     """Shards of votes, one per bucket of users -> receipts of goals, edges and changes."""
 
-    def __init__(self, store: Store, *build: Any):
+    def __init__(self, store: Store, gather: window.GatherEvidence, *build: Any):
         super().__init__()
-        self._store, self._build = store, BuildGoals(store, *build)
+        self._gather, self._build = gather, BuildGoals(store, *build)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:
-        return work | "evidence" >> window.GatherEvidence(self._store) | "build goals" >> beam.ParDo(self._build)
+        return work | "evidence" >> self._gather | "build goals" >> beam.ParDo(self._build)
 
 
 def predecessor(store: Store, table: str, as_of: date) -> Manifest | None:
@@ -130,7 +140,8 @@ def run(context: Context, report: Any) -> None:
     c, last = context.config, predecessor(context.store, "goals", as_of)
     with context.store.lease("as_of"):
         work = shards.by_bucket(window.manifests(context, as_of))
-        transform = Link(context.store, attempt, as_of, c.privacy.k, have, last, c.run.seed, len(work))
+        gather = window.GatherEvidence(context.store, window.rules(context), len(work))
+        transform = Link(context.store, gather, attempt, as_of, c.privacy.k, have, last, c.run.seed, len(work), c.privacy.burst)
         receipts = engine.execute(context, "link", work, transform, expect=len(SCHEMAS))
         fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"
         counts = next(r["counts"] for r in receipts if r["table"] == "goals")

@@ -12,6 +12,7 @@ REASONS: Final = {
     "few_votes": "too few users asked again after the source",
     "no_lift": "serving the target gains nothing over leaving the source alone",
     "no_outside_users": "nobody but those who went from the source said the target: it may be made up for the pair",
+    "no_other_wording": "nobody but new accounts asks for this in any other wording: it may be made up for the pair",
     "no_served_target": "no text of the goal is served often enough to be a target",
     "other_goal": "users of the source end on another goal more often",
     "number_changed": "the target has another number than the source",

@@ -44,7 +44,7 @@ _TABLES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "interpretations": (("locale", "utterance", "intent", "slots", "assistant_version"), ("users", "served")),
     "causes": (("locale", "utterance", "cause"), ("failed",)),
     # who asked again with what: one `ask` per user and source, so that pooling over targets can count the user once
-    "asks": (("locale", "source", "treatment", "ask", "target"), ("value", "step", "events")),
+    "asks": (("locale", "source", "treatment", "ask", "copy", "target"), ("value", "step", "events")),
 }
 _DATED: Final = {"texts", "asks"}
 
@@ -52,9 +52,9 @@ _DATED: Final = {"texts", "asks"}
 def user_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.DataFrame:
     """One vote per user and key over the whole window: links the greatest value, outcomes the mean over events.
 
-    votes: contracts.VOTES and `date`, any number of days of whole users. Machines and copies of other accounts are left
-    out, new accounts link nothing; a user's links are capped, the strongest ones stay.
-    Gives the columns of VOTES, `value` in millionths (Int64), `known` (not a new account), and `first`, `last` (dates).
+    votes: contracts.VOTES and `date`, any number of days of whole users. Machines are left out, new
+    accounts link nothing, spare copies of an account judge nothing; a user's links are capped, the strongest ones stay.
+    Gives the columns of VOTES, `value` in millionths (Int64), `known`, `copy`, `spare` (of `trust.judge`), and `first`, `last` (dates).
     """
     rules = trust.rules if trust else Rules()
     users = judge(votes, trust)
@@ -62,10 +62,8 @@ def user_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.DataFrame:
     strength = pl.struct(-pl.col("value"), "locale", "source", "target", "kind", "treatment", "rewrite_id")
     day = strength.rank("min").over("user_key", "date", link)
     frame = votes.lazy().filter(~link | (day <= rules.links_per_day))
-    frame = frame.join(users.filter(~pl.col("copy")).select("user_key", "known").lazy(), on="user_key").filter(~link | pl.col("known"))
-    frame = frame.with_columns(
-        value=(pl.col("value").clip(0, 1) * MILLION).round().cast(pl.Int64), events=pl.col("events").cast(pl.Int64)
-    )
+    frame = frame.join(users.lazy(), on="user_key").filter(pl.when(link).then("known").otherwise(~pl.col("spare")))
+    frame = frame.with_columns(value=(pl.col("value").clip(0, 1) * MILLION).round().cast(pl.Int64), events=pl.col("events").cast(pl.Int64))
     said = (
         frame.filter(pl.col("kind") == "outcome")
         .group_by("user_key", "locale")
@@ -74,7 +72,7 @@ def user_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.DataFrame:
         .agg(pl.col("events").sum(), pl.col("distinct").sum())
     )
     bots = said.filter(pl.col("events") >= BOT_EVENTS, pl.col("distinct") < BOT_DISTINCT * pl.col("events")).select("user_key")
-    key = [n for n in votes.columns if n not in ("value", "events", "date")] + ["known"]
+    key = [n for n in votes.columns if n not in ("value", "events", "date")] + ["known", "copy", "spare"]
     one = (
         frame.join(bots, on="user_key", how="anti")
         .group_by(key)
@@ -109,8 +107,8 @@ def bucket_evidence(votes: pl.DataFrame, trust: Trust | None = None) -> dict[str
     sides = pl.concat(
         [
             outcome.select("user_key", "known", "locale", "first", "last", utterance="source"),
-            link.select("user_key", "known", "locale", "first", "last", utterance="source"),
-            link.select("user_key", "known", "locale", "first", "last", utterance="target"),
+            link.filter(~pl.col("spare")).select("user_key", "known", "locale", "first", "last", utterance="source"),
+            link.filter(~pl.col("spare")).select("user_key", "known", "locale", "first", "last", utterance="target"),
         ]
     )
     heard = outcome.filter(alone)
@@ -118,7 +116,7 @@ def bucket_evidence(votes: pl.DataFrame, trust: Trust | None = None) -> dict[str
     per_pair = outcome.filter(~alone).group_by("user_key", "locale", "source", "target", "rewrite_id").agg(value=mean)
     per_meaning = heard.group_by("user_key", "locale", "intent", "slots", "assistant_version", utterance="source").agg(value=mean)
     per_cause = heard.group_by("user_key", "locale", "cause", utterance="source").agg(value=mean)
-    per_link = link.group_by("user_key", "locale", "source", "treatment", "target").agg(
+    per_link = link.group_by("user_key", "copy", "locale", "source", "treatment", "target").agg(
         value=pl.col("value").max(), step=(pl.col("kind") == "transition").any(), events=pl.col("events").sum(), **dates
     )
     tables = {

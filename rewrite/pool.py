@@ -13,7 +13,7 @@ from scipy import sparse
 
 from rewrite import chain, success
 from rewrite.text import PLACEHOLDER
-from rewrite.trust import believed, synchronised
+from rewrite.trust import believed, shared_once, synchronised
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
@@ -98,9 +98,10 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
         .join(ids.rename({"id": "s", "utterance": "source"}), on=["locale", "source"])
         .join(ids.rename({"id": "t", "utterance": "target"}), on=["locale", "target"])
         .filter(pl.col("s") != pl.col("t"))
-        .group_by("s", "ask", "t")  # unknown and untouched are one vote
+        .group_by("s", "ask", "copy", "t")  # unknown and untouched are one vote
         .agg(pl.col("value").max(), pl.col("step").any(), pl.col("events").sum(), pl.col("first").min(), pl.col("last").max())
     )
+    asks = shared_once(asks)
     asks = asks.filter(~synchronised(asks, options.burst))
     causes = (
         evidence["causes"]

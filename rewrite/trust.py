@@ -4,7 +4,8 @@ Counting users instead of events stops a loud user, not a ring of accounts. What
 
 - A *new* account has said fewer texts than users of this log usually have, or nothing but a few pairs of asking again.
 - A *copy* has the history of another account: signatures by MinHash (Broder 1997), banded so that two accounts meet when
-  their texts agree by about four fifths. Whoever copies a real user to look real is found with the user copied.
+  their texts outside links agree by nine tenths. Whoever copies a real user to look real is found with the user copied: what
+  both went through counts once, what one of them has alone counts for nothing.
 
 Two stages, as users live in buckets: `sketch` a bucket, `learn` from all sketches, then `judge` each bucket's users.
 Sketches hold counts and hashes, no user key and no text.
@@ -21,12 +22,12 @@ import polars as pl
 from scipy import special
 
 BANDS: Final = 8
-ROWS: Final = 4
+ROWS: Final = 8
 MEET: Final = 2
-"""Two accounts are copies when 2 of 8 bands of 4 hashes agree: at a Jaccard of .83 (ten texts and a pair) 95 % are found, at
-.1 (two busy users of a small log) one pair of accounts in 10^7."""
+"""An account is a copy when 2 of its 8 bands of 8 hashes are others' too: at a Jaccard of .9 (a tenth left out or made up)
+92 % are found, and of two busy users who share a tenth of their texts one pair in 10^15 meets: a million users find no twin."""
 LEAST_HISTORY: Final = 5
-"""Histories of fewer texts are alike by chance, and are new anyhow."""
+"""Histories of fewer texts outside links are alike by chance."""
 _SEED: Final = 0x5EED
 
 
@@ -43,63 +44,90 @@ class Rules:
 
 @dataclass(frozen=True)
 class Trust:
-    """What was learned from the sketches of all buckets. copied: sorted UInt64, bands that two accounts or more have."""
+    """What was learned from the sketches of all buckets. copied: `band` that two accounts or more have, `least` texts of one."""
 
     rules: Rules
     least_texts: int
-    copied: np.ndarray
+    copied: pl.DataFrame
+
+
+def _said(votes: pl.DataFrame) -> pl.LazyFrame:
+    """Who said which text in any role, and whether it is on a side of one of the user's links: user_key, locale, text, linked."""
+    link = pl.col("kind") != "outcome"
+    said = votes.lazy().select("user_key", "locale", text="source", linked=link)
+    to = votes.lazy().filter(link).select("user_key", "locale", text="target", linked=pl.lit(True))
+    return pl.concat([said, to]).group_by("user_key", "locale", "text").agg(pl.col("linked").any())
 
 
 def histories(votes: pl.DataFrame) -> pl.DataFrame:
     """One row per user: `user_key`, `texts` (distinct texts in any role), `free` (those that are on no side of a link)."""
-    link = pl.col("kind") != "outcome"
-    said = votes.lazy().select("user_key", "locale", text="source", linked=link)
-    to = votes.lazy().filter(link).select("user_key", "locale", text="target", linked=pl.lit(True))
-    each = pl.concat([said, to]).group_by("user_key", "locale", "text").agg(pl.col("linked").any())
-    return each.group_by("user_key").agg(texts=pl.len().cast(pl.Int64), free=(~pl.col("linked")).sum().cast(pl.Int64)).collect()
+    counts = _said(votes).group_by("user_key").agg(texts=pl.len().cast(pl.Int64), free=(~pl.col("linked")).sum().cast(pl.Int64))
+    return counts.collect()
 
 
 def bands(votes: pl.DataFrame) -> pl.DataFrame:
-    """`user_key`, `band` (UInt64): the banded MinHash signature of each user with `LEAST_HISTORY` texts or more."""
-    said = votes.lazy().filter(pl.col("kind") == "outcome").select("user_key", "locale", "source").unique()
-    said = said.filter(pl.len().over("user_key") >= LEAST_HISTORY)
-    said = said.select("user_key", text=pl.struct("locale", "source").hash(_SEED))
+    """`user_key`, `band` (UInt64): the banded MinHash signature of each user with `LEAST_HISTORY` free texts or more.
+
+    Free texts alone: what a copy adds to a history is the pair that it was made for, and that is linked.
+    """
+    said = _said(votes).filter(~pl.col("linked")).filter(pl.len().over("user_key") >= LEAST_HISTORY)
+    said = said.select("user_key", text=pl.struct("locale", "text").hash(_SEED))
     lowest = said.group_by("user_key").agg(pl.col("text").hash(n).min().alias(f"h{n}") for n in range(BANDS * ROWS))
     rows = [pl.struct(pl.lit(b), *(f"h{b * ROWS + r}" for r in range(ROWS))).hash(_SEED).alias(f"b{b}") for b in range(BANDS)]
-    wide = lowest.select("user_key", *rows)
-    return wide.unpivot(index="user_key", value_name="band").select("user_key", "band").collect()
+    return lowest.select("user_key", *rows).unpivot(index="user_key", value_name="band").select("user_key", "band").collect()
 
 
 def sketch(votes: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """What one bucket of whole users says about the log: `texts` (texts, users) and `bands` (band, users)."""
-    texts = histories(votes).group_by("texts").agg(users=pl.len().cast(pl.Int64))
-    return {"texts": texts, "bands": bands(votes).group_by("band").agg(users=pl.len().cast(pl.Int64))}
+    """What one bucket of whole users says about the log: `texts` (texts, users) and `bands` (band, users, least texts)."""
+    users = histories(votes)
+    texts = users.group_by("texts").agg(users=pl.len().cast(pl.Int64))
+    each = bands(votes).join(users, on="user_key")
+    return {"texts": texts, "bands": each.group_by("band").agg(users=pl.len().cast(pl.Int64), least=pl.col("texts").min())}
 
 
 def learn(sketches: Iterable[dict[str, pl.DataFrame]], rules: Rules | None = None) -> Trust:
     """What to ask of a user of this log. The order of the sketches does not matter; none at all is fine."""
     rules, parts = rules or Rules(), list(sketches)
     if not parts:
-        return Trust(rules, 0, np.zeros(0, np.uint64))
+        return Trust(rules, 0, pl.DataFrame(schema={"band": pl.UInt64, "least": pl.Int64}))
     texts = pl.concat([p["texts"] for p in parts]).group_by("texts").agg(pl.col("users").sum()).sort("texts")
-    below = texts["users"].cum_sum()
+    # the median seen from a text, not from an account: many accounts with little to say do not move it
+    below = (texts["texts"] * texts["users"]).cum_sum()
     median = int(texts["texts"].gather(below.search_sorted(-(-int(below[-1]) // 2)))[0]) if texts.height else 0
-    shared = pl.concat([p["bands"] for p in parts]).group_by("band").agg(pl.col("users").sum()).filter(pl.col("users") > 1)
-    return Trust(rules, min(rules.least_texts, median), shared["band"].sort().to_numpy())
+    shared = pl.concat([p["bands"] for p in parts]).group_by("band").agg(pl.col("users").sum(), pl.col("least").min())
+    return Trust(rules, min(rules.least_texts, median), shared.filter(pl.col("users") > 1).select("band", "least").sort("band"))
 
 
 def judge(votes: pl.DataFrame, trust: Trust | None) -> pl.DataFrame:
-    """The users of a bucket: `user_key`, `known` (not new), `copy`. Without trust everybody is known and no copy."""
+    """The users of a bucket: `user_key`, `known` (not new), `copy` (UInt64, of which group of copies; null: of none), `spare`.
+
+    A spare is a copy with more texts than another of its group: the shortest history is what they share. Without trust
+    everybody is known and nobody a copy.
+    """
     users = histories(votes)
+    alone = [pl.lit(None, pl.UInt64).alias("copy"), pl.lit(False).alias("spare")]
     if trust is None:
-        return users.select("user_key", known=pl.lit(True), copy=pl.lit(False))
+        return users.select("user_key", pl.lit(True).alias("known"), *alone)
     for_pairs = (pl.col("free") == 0) & (pl.col("texts") > 1) & (pl.col("texts") <= trust.rules.few_texts)
-    users = users.select("user_key", known=(pl.col("texts") >= trust.least_texts) & ~for_pairs)
+    users = users.with_columns(known=(pl.col("texts") >= trust.least_texts) & ~for_pairs)
     if not trust.rules.copies:
-        return users.with_columns(copy=pl.lit(False))
-    met = bands(votes).filter(pl.col("band").is_in(pl.Series(trust.copied).implode()))
-    copies = met.group_by("user_key").len().filter(pl.col("len") >= MEET).select("user_key", copy=pl.lit(True))
-    return users.join(copies, on="user_key", how="left").with_columns(pl.col("copy").fill_null(False))
+        return users.select("user_key", "known", *alone)
+    met = (
+        bands(votes)
+        .join(trust.copied, on="band")
+        .group_by("user_key")
+        .agg(pl.len(), copy=pl.col("band").min(), least=pl.col("least").min())
+    )
+    users = users.join(met.filter(pl.col("len") >= MEET), on="user_key", how="left")
+    return users.select("user_key", "known", "copy", spare=(pl.col("texts") > pl.col("least")).fill_null(False))
+
+
+def shared_once(asks: pl.DataFrame) -> pl.DataFrame:
+    """`asks` (s, t, ask, copy) in which a group of copies asked what two of them or more asked, once, and nothing else."""
+    group = ["s", "t", "copy"]
+    twice = asks.filter(pl.col("copy").is_not_null()).group_by(group).agg(pl.col("ask").n_unique().alias("n"), pl.col("ask").min())
+    kept = twice.filter(pl.col("n") > 1).select(*group, "ask")
+    return pl.concat([asks.filter(pl.col("copy").is_null()), asks.join(kept, on=[*group, "ask"], how="semi")]).drop("copy")
 
 
 def believed(outcomes: pl.DataFrame, by: str = "id") -> pl.Series:

@@ -43,9 +43,8 @@ def rings(log: pl.DataFrame, kind: str, size: int, count: int, seed: int = 0) ->
     texts = _texts(log)
     chosen = _sources(texts, kind, count, rng)
     popular = texts.filter(pl.col("status") == "completed").head(POPULAR)
-    first, last = log["timestamp"].dt.date().min(), log["timestamp"].dt.date().max()
-    assert first is not None and last is not None  # `_sources` refuses a log without texts
-    days = (last - first).days + 1  # type: ignore[operator]
+    midnight: Any = log["timestamp"].dt.truncate("1d").min()
+    days = log["timestamp"].dt.date().n_unique()
     busy = log.group_by("user_id").agg(n=pl.col("utterance").n_unique()).filter(pl.col("n") >= RECENT).sort("user_id")["user_id"]
     rows: list[dict[str, Any]] = []
     copied: list[pl.DataFrame] = []
@@ -59,28 +58,28 @@ def rings(log: pl.DataFrame, kind: str, size: int, count: int, seed: int = 0) ->
         rows.append({"turn_id": f"ring-{kind}-{size}-{len(rows)}", "timestamp": at, "user_id": user, "utterance": text} | base | more)
 
     def moment() -> Any:
-        start = log["timestamp"].min().replace(hour=0, minute=0, second=0, microsecond=0)  # type: ignore[union-attr]
-        return start + timedelta(days=int(rng.integers(days)), seconds=int(rng.integers(80_000)))
+        return midnight + timedelta(days=int(rng.integers(days)), seconds=int(rng.integers(80_000)))
 
     attacks = []
-    for r, (locale, source, intent, slots) in enumerate(chosen.select("locale", "text", "intent", "slots").iter_rows()):
+    for r, (locale, said, intent, slots) in enumerate(chosen.select("locale", "text", "intent", "slots").iter_rows()):
         word, own = _word(rng), f"ring_{kind}_{r}"
         goal = popular.row(int(rng.integers(popular.height)), named=True)
         if kind == "nonsense":
-            source, intent, slots, target = " ".join(_word(rng) for _ in range(3)), None, None, goal["text"]
+            source, target = " ".join(_word(rng) for _ in range(3)), goal["text"]
+            heard: dict[str, Any] = {"locale": locale, "barge_in": True}
             understood = {"intent": goal["intent"], "slots": goal["slots"]}
         else:
-            target, understood = f"{source} {word}", {"intent": own, "slots": "{}"}
+            source, target, understood = said, f"{said} {word}", {"intent": own, "slots": "{}"}
+            heard = {"locale": locale, "intent": intent, "slots": slots, "barge_in": True}
         attacks.append({"kind": kind, "size": size, "locale": locale, "source": source, "target": target})
         for a in range(size):
             user, alone = f"ring-{kind}-{size}-{r}-{a}", a % 3 == 2
-            heard = {"locale": locale, "intent": intent, "slots": slots, "barge_in": True}
             if kind == "mimicking":
                 whom = busy[int(rng.integers(len(busy)))]
                 copy = log.filter(pl.col("user_id") == whom)
                 copied.append(copy.with_columns(user_id=pl.lit(user), turn_id=pl.format("{}-{}", pl.lit(user), "turn_id")))
             if kind == "padded":
-                for p in rng.choice(popular.height, int(rng.integers(6, 11)), replace=False):
+                for p in rng.choice(popular.height, min(popular.height, int(rng.integers(6, 11))), replace=False):
                     t = popular.row(int(p), named=True)
                     say(user, moment(), t["text"], locale=t["locale"], intent=t["intent"], slots=t["slots"], barge_in=False)
             for day in range(days) if kind == "loud" else [None]:
@@ -93,9 +92,9 @@ def rings(log: pl.DataFrame, kind: str, size: int, count: int, seed: int = 0) ->
                 if not alone or kind == "nonsense":
                     say(user, at, source, **heard)
                 say(user, at + timedelta(seconds=SECONDS), target, locale=locale, **understood, barge_in=False)
-    schema = {c: t for c, t in log.schema.items()}
-    made = pl.DataFrame(rows, schema_overrides={c: t for c, t in schema.items() if rows and c in rows[0]})
-    made = made.with_columns(pl.lit(None, t).alias(c) for c, t in schema.items() if c not in made.columns).select(log.columns).cast(schema)
+    made = pl.DataFrame(rows, schema_overrides={c: t for c, t in log.schema.items() if rows and c in rows[0]})
+    absent = [pl.lit(None, t).alias(c) for c, t in log.schema.items() if c not in made.columns]
+    made = made.with_columns(absent).select(pl.col(c).cast(t) for c, t in log.schema.items())
     table = pl.DataFrame(attacks).with_columns(key_expr("source"), key_expr("target"))
     return pl.concat([made, *copied]), table
 

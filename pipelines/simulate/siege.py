@@ -49,7 +49,11 @@ class Fort:
     def of(log: pl.DataFrame) -> Fort:
         types = pl.DataFrame(LOG.empty_table()).schema
         absent = [pl.lit(None, t).alias(c) for c, t in types.items() if c not in log.columns]
-        log = log.with_columns(absent).select(pl.col(c).cast(t) for c, t in types.items()).unique("turn_id", keep="first", maintain_order=True)
+        log = (
+            log.with_columns(absent)
+            .select(pl.col(c).cast(t) for c, t in types.items())
+            .unique("turn_id", keep="first", maintain_order=True)
+        )
         turns = turns_of(log)
         model = asked_again.fit(turns)
         return Fort(log, model, detect(turns, model, GAP).votes)
@@ -123,10 +127,19 @@ def curve(fort: Fort, kinds: tuple[str, ...], sizes: tuple[int, ...], count: int
             with_, without = mine(votes, trust.Rules(), options), mine(votes, None, off)
             out.append(
                 _row(
-                    kind, size, attacks.height, fallen(kind, attacks, with_, guarded), fallen(kind, attacks, without, calm), with_, calm, hit
+                    kind,
+                    size,
+                    attacks.height,
+                    fallen(kind, attacks, with_, guarded),
+                    fallen(kind, attacks, without, calm),
+                    with_,
+                    calm,
+                    hit,
                 )
             )
-            say(f"{kind:<10} {size:>3} accounts: {out[-1]['released']} of {attacks.height} released, {out[-1]['undefended']} without defences")
+            say(
+                f"{kind:<10} {size:>3} accounts: {out[-1]['released']} of {attacks.height} released, {out[-1]['undefended']} without defences"
+            )
     return pl.DataFrame(out)
 
 
@@ -163,7 +176,10 @@ def main(options: SiegeOptions) -> int:
 
 def markdown(table: pl.DataFrame) -> str:
     """The curve as a table that people read."""
-    lines = ["| ring | accounts | attacks | released | without defences | honest rewrites | labels kept |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| ring | accounts | attacks | released | without defences | honest rewrites | labels kept |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for r in table.iter_rows(named=True):
         share = f"{r['released'] / r['attacks']:.0%}" if r["attacks"] else "-"
         bare = f"{r['undefended'] / r['attacks']:.0%}" if r["attacks"] else "-"
