@@ -26,15 +26,15 @@ WRITES = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 class Decide(beam.DoFn):
     """The window's evidence and goals -> candidate tables; emits receipts."""
 
-    def __init__(self, store: Store, attempt: str, as_of: date, k: int, burst: float, goals: Manifest, sent: int):
-        self._burst = burst
+    def __init__(self, store: Store, attempt: str, as_of: date, k: int, burst: float, scarce: float, goals: Manifest, sent: int):
+        self._burst, self._scarce = burst, scarce
         self._store, self._attempt, self._as_of, self._k, self._goals, self._sent = store, attempt, as_of, k, goals, sent
 
     def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
         from rewrite.evidence import Options, candidates
 
         goals = pl.concat([pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._goals.files])
-        options = Options(k=self._k, burst=self._burst)
+        options = Options(k=self._k, burst=self._burst, scarce=self._scarce)
         found = candidates(window.merged(element[1], self._sent), goals, as_of=self._as_of, k=self._k, options=options)
         for name, schema in CANDIDATES.items():
             frame = getattr(found, name)
@@ -79,7 +79,7 @@ def run(context: Context, report: Any) -> None:
     with context.store.lease("as_of"):
         work = shards.by_bucket(window.manifests(context, as_of))
         p, gather = context.config.privacy, window.GatherEvidence(context.store, window.rules(context), len(work))
-        transform = Aggregate(context.store, gather, f"{context.attempt}/aggregate", as_of, p.k, p.burst, goals, len(work))
+        transform = Aggregate(context.store, gather, f"{context.attempt}/aggregate", as_of, p.k, p.burst, p.scarce, goals, len(work))
         receipts = engine.execute(context, "aggregate", work, transform, expect=len(CANDIDATES))
         fingerprint = _fingerprint(context, as_of)
         counts = {r["partition"]: r["counts"] for r in receipts}

@@ -18,6 +18,8 @@ from pipelines.errors import SayagainError
 COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "mine": ("pipelines.mine", o.MineOptions, ()),
     **{name: ("pipelines.jobs", options, ()) for name, options in o.JOBS.items()},
+    "gate": ("pipelines.gate", o.GateOptions, ()),
+    "veto": ("pipelines.veto", o.VetoOptions, ("what",)),
     "explain": ("pipelines.explain", o.ExplainOptions, ("text",)),
     "verify": ("pipelines.verify", o.VerifyOptions, ()),
     "simulate": ("pipelines.simulate.job", "pipelines.simulate.options:SimulateOptions", ()),

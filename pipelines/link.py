@@ -41,8 +41,9 @@ class BuildGoals(beam.DoFn):
         seed: int,
         sent: int,
         burst: float,
+        scarce: float,
     ):
-        self._burst = burst
+        self._burst, self._scarce = burst, scarce
         self._store, self._attempt, self._as_of, self._k = store, attempt, as_of, k
         self._embeddings, self._last, self._seed, self._sent = embeddings, last, seed, sent
 
@@ -50,7 +51,9 @@ class BuildGoals(beam.DoFn):
         from rewrite import goals
         from rewrite.evidence import Options
 
-        texts, links, served = goal_inputs(window.merged(element[1], self._sent), Options(k=self._k, burst=self._burst))
+        texts, links, served = goal_inputs(
+            window.merged(element[1], self._sent), Options(k=self._k, burst=self._burst, scarce=self._scarce)
+        )
         vectors = embed.vectors(self._store, self._embeddings, texts["utterance"])
         last = None
         if self._last is not None:
@@ -141,7 +144,9 @@ def run(context: Context, report: Any) -> None:
     with context.store.lease("as_of"):
         work = shards.by_bucket(window.manifests(context, as_of))
         gather = window.GatherEvidence(context.store, window.rules(context), len(work))
-        transform = Link(context.store, gather, attempt, as_of, c.privacy.k, have, last, c.run.seed, len(work), c.privacy.burst)
+        transform = Link(
+            context.store, gather, attempt, as_of, c.privacy.k, have, last, c.run.seed, len(work), c.privacy.burst, c.privacy.scarce
+        )
         receipts = engine.execute(context, "link", work, transform, expect=len(SCHEMAS))
         fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"
         counts = next(r["counts"] for r in receipts if r["table"] == "goals")

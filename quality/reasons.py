@@ -33,6 +33,9 @@ REASONS: Final = {
     "goal_unknown": "its goal is not among the goals that k users share",
     "other_split": "its two sides belong to different splits",
     # anything
+    "vetoed": "somebody vetoed it",
+    "protected": "the configuration protects its text or its intent",
+    "held_out": "its text is in the held-out test set",
     "below_k": "fewer than k users",
     "text_below_k": "a text that fewer than k users said",
     "slots_below_k (label kept)": "a slot value that fewer than k users share; the label stays, without slots",

@@ -178,6 +178,7 @@ class Options:
     repeaters: float = 0.5  # share of voters who did it again and again, from which the pair is left out
     lift: float = 0.8  # least probability that the target does better than the source left alone
     burst: float = 1e-5  # a day's users of a source this unlikely came together: one honest day in 10^5 is lost
+    scarce: float = 2.0  # a target with fewer outside users per user who went to it must be asked for in other wordings too
     label: float = 0.7  # least confidence of a label
     negatives: int = 2  # per positive pair
     pairs_per_goal: int = 40

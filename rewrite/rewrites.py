@@ -42,9 +42,6 @@ second wording makes nothing ambiguous."""
 AMBIGUOUS = 0.8
 """A second goal that scores this share of the best one makes the source ambiguous."""
 
-SCARCE = 2
-"""A target said by fewer outside users than twice those who went to it from the source must be asked for in other wordings too."""
-
 EXTRA: dict[str, type[pl.DataType]] = {
     "untouched_users": pl.Int64,
     "goal_users": pl.Int64,
@@ -145,7 +142,7 @@ def _with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFr
         .then(pl.lit("value_lost"))
         .when(pl.col("t_known") <= pl.col("pair_users"))
         .then(pl.lit("no_outside_users"))
-        .when((pl.col("t_known") - pl.col("pair_users") < SCARCE * pl.col("pair_users")) & pl.lit(_only_wording(pairs, pool)))
+        .when((pl.col("t_known") - pl.col("pair_users") < options.scarce * pl.col("pair_users")) & pl.lit(_only_wording(pairs, pool)))
         .then(pl.lit("no_other_wording"))
     )
     best = (

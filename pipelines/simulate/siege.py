@@ -114,7 +114,7 @@ def fallen(kind: str, attacks: pl.DataFrame, found: Mined, calm: Mined) -> int:
 
 def curve(fort: Fort, kinds: tuple[str, ...], sizes: tuple[int, ...], count: int, seed: int, say: Callable[[str], None]) -> pl.DataFrame:
     """One row per kind and size: attacks, released with and without the defences, honest rewrites and labels kept of those of the calm log."""
-    options, off = Options(), Options(burst=0)
+    options, off = Options(), Options(burst=0, scarce=0)
     calm = mine(fort.votes, None, off)
     guarded = mine(fort.votes, trust.Rules(), options)
     users = fort.log["user_id"].n_unique()
