@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from quality.checks import COUNT_COLUMNS, TEXT_COLUMNS, table_checks
-from quality.measures import Limits, Measure
+from quality.measures import NEVER, Limits, Measure
 from rewrite.contracts import CAUSES, LABEL_ORIGINS, RELEASED, REWRITE_STATUSES, SPLITS, UNIQUE_KEYS
 
 Severity = Literal["critical", "warning"]
@@ -219,7 +218,7 @@ class _Judge:
             name, message = MEASURES[m.check]
             warn, refuse = getattr(limits, name or f"{m.table.removesuffix('s')}_flips")
             severity, limit = ("critical", refuse) if m.value > refuse else ("warning", warn)
-            ends = f"; refuses above {refuse:g}" if math.isfinite(refuse) else ""
+            ends = f"; refuses above {refuse:g}" if refuse < NEVER else ""
             told = f"{message} ({m.value:.3f}; warns above {warn:g}{ends})"
             frame[f"m{n}"] = [m.value]
             about = {"table": m.table, "column": m.column, "expectation": m.check, "message": told, "rows": m.rows, "failed": m.failed}

@@ -6,7 +6,6 @@ configuration. Pure Polars, no texts in the result.
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -18,7 +17,8 @@ import polars as pl
 from quality.checks import slot_values
 
 Tables = Mapping[str, pl.DataFrame]
-NEVER: Final = math.inf
+NEVER: Final = 1e9
+"""A limit that nothing reaches: such a measure is shown, and never refuses."""
 FLOOR: Final = 1e-4
 """An empty class counts as this share in PSI, which has a logarithm: a class that comes with 1 % adds .05."""
 LEAST: Final = 20
