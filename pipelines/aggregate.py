@@ -18,7 +18,7 @@ from pipelines.store import Manifest, Store
 from rewrite import contracts
 from rewrite.contracts import CANDIDATES
 
-VERSION = 1
+VERSION = 2
 READS = {"votes": contracts.VOTES.names, "goals": contracts.GOALS.names}
 WRITES = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 
@@ -26,14 +26,16 @@ WRITES = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 class Decide(beam.DoFn):
     """The window's evidence and goals -> candidate tables; emits receipts."""
 
-    def __init__(self, store: Store, attempt: str, as_of: date, k: int, goals: Manifest, sent: int):
+    def __init__(self, store: Store, attempt: str, as_of: date, k: int, burst: float, scarce: float, goals: Manifest, sent: int):
+        self._burst, self._scarce = burst, scarce
         self._store, self._attempt, self._as_of, self._k, self._goals, self._sent = store, attempt, as_of, k, goals, sent
 
     def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
-        from rewrite.evidence import candidates
+        from rewrite.evidence import Options, candidates
 
         goals = pl.concat([pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._goals.files])
-        found = candidates(window.merged(element[1], self._sent), goals, as_of=self._as_of, k=self._k)
+        options = Options(k=self._k, burst=self._burst, scarce=self._scarce)
+        found = candidates(window.merged(element[1], self._sent), goals, as_of=self._as_of, k=self._k, options=options)
         for name, schema in CANDIDATES.items():
             frame = getattr(found, name)
             entry = self._store.attempt(self._attempt, "candidates", f"as_of={self._as_of}/{name}", engine.conform(frame, schema))
@@ -44,12 +46,12 @@ class Decide(beam.DoFn):
 class Aggregate(beam.PTransform):
     """Shards of votes, one per bucket of users -> receipts of the candidate tables."""
 
-    def __init__(self, store: Store, *decide: Any):
+    def __init__(self, store: Store, gather: window.GatherEvidence, *decide: Any):
         super().__init__()
-        self._store, self._decide = store, Decide(store, *decide)
+        self._gather, self._decide = gather, Decide(store, *decide)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:
-        return work | "evidence" >> window.GatherEvidence(self._store) | "decide" >> beam.ParDo(self._decide)
+        return work | "evidence" >> self._gather | "decide" >> beam.ParDo(self._decide)
 
 
 def _fingerprint(context: Context, as_of: date) -> str:
@@ -64,9 +66,9 @@ def plan(context: Context) -> Plan:
 
 def run(context: Context, report: Any) -> None:
     """Make the candidates of the as-of date."""
-    p = plan(context)
-    if p.skip:
-        report.skipped = p.skip
+    todo = plan(context)
+    if todo.skip:
+        report.skipped = todo.skip
         return
     as_of = context.as_of()
     assert as_of is not None  # the plan says so
@@ -76,7 +78,8 @@ def run(context: Context, report: Any) -> None:
         raise LakeError(f"there are no goals as of {as_of}; run `sayagain link --lake {context.options.lake} --as-of {as_of}` first")
     with context.store.lease("as_of"):
         work = shards.by_bucket(window.manifests(context, as_of))
-        transform = Aggregate(context.store, f"{context.attempt}/aggregate", as_of, context.config.privacy.k, goals, len(work))
+        p, gather = context.config.privacy, window.GatherEvidence(context.store, window.rules(context), len(work))
+        transform = Aggregate(context.store, gather, f"{context.attempt}/aggregate", as_of, p.k, p.burst, p.scarce, goals, len(work))
         receipts = engine.execute(context, "aggregate", work, transform, expect=len(CANDIDATES))
         fingerprint = _fingerprint(context, as_of)
         counts = {r["partition"]: r["counts"] for r in receipts}

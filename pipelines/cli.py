@@ -18,11 +18,20 @@ from pipelines.errors import SayagainError
 COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "mine": ("pipelines.mine", o.MineOptions, ()),
     **{name: ("pipelines.jobs", options, ()) for name, options in o.JOBS.items()},
+    "gate": ("pipelines.gate", o.GateOptions, ()),
+    "veto": ("pipelines.veto", o.VetoOptions, ("what",)),
     "explain": ("pipelines.explain", o.ExplainOptions, ("text",)),
     "verify": ("pipelines.verify", o.VerifyOptions, ()),
     "simulate": ("pipelines.simulate.job", "pipelines.simulate.options:SimulateOptions", ()),
+    "siege": ("pipelines.simulate.siege", "pipelines.simulate.options:SiegeOptions", ()),
     "demo": ("pipelines.demo", o.DemoOptions, ()),
 }
+
+LAZY = {
+    "simulate": "Makes a log of a simulated assistant, to try your settings on.",
+    "siege": "Attacks a log with rings of fake accounts, and shows how many of their rewrites would be released.",
+}
+"""First lines of commands whose options are not imported for the list of commands."""
 
 ABOUT = """\
 sayagain reads an assistant's interaction logs and, with no human annotation, turns what users did next into a
@@ -48,7 +57,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands (COMMAND --help teaches each)")
     for name, (_, entry, positional) in COMMANDS.items():
         doc = textwrap.dedent("    " + (_options(entry).__doc__ or "")) if not isinstance(entry, str) or name == command else ""
-        first = doc.strip().split("\n")[0] if doc else "Makes a log of a simulated assistant, to try your settings on."
+        first = doc.strip().split("\n")[0] if doc else LAZY.get(name, "")
         one = sub.add_parser(name, help=first.replace("%", "%%"), description=doc.strip() or first, formatter_class=formatter)
         if name == command:
             o.add_arguments(one, _options(entry), positional)

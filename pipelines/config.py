@@ -21,8 +21,8 @@ def key(
 ) -> Any:
     """A configuration key: its default, what it means, its unit and its range."""
     metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -50,9 +50,38 @@ class Sessions:
 
 @dataclass(frozen=True)
 class Privacy:
-    """Who must have said a text before it may be released."""
+    """Who must have said a text before it may be released, and which accounts are believed."""
 
     k: int = key(3, "distinct users behind every released string, per locale", unit="users", low=2, high=10_000)
+    least_texts: int = key(
+        4,
+        "an account that said fewer texts links none; never more than what is usual in the log (less than 1 % of honest rewrites are lost)",
+        unit="texts",
+        low=0,
+        high=1_000,
+    )
+    few_texts: int = key(
+        6,
+        "three pairs: an account with at most so many texts, all of them asked again, is there for the pairs",
+        unit="texts",
+        low=0,
+        high=1_000,
+    )
+    copies: bool = key(True, "accounts with one and the same history count once")
+    burst: float = key(
+        1e-5, "users of a source who came together on one day by less chance than this are left out", unit="probability", low=0, high=1
+    )
+    scarce: float = key(
+        2.0,
+        "a target with fewer users besides, per user who went to it, must be wanted in other wordings too (costs .3 % of honest rewrites)",
+        unit="users",
+        low=0,
+        high=1_000,
+    )
+    links_per_day: int = key(
+        100, "links of one user on one day, the strongest; busy people have a fifth", unit="links", low=1, high=100_000
+    )
+    links_per_window: int = key(500, "links of one user in the window, the strongest", unit="links", low=1, high=1_000_000)
 
 
 @dataclass(frozen=True)
@@ -83,10 +112,43 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Release:
-    """What a release promises."""
+    """What a release promises, and what it must not touch."""
+
+    protected_intents: list[str] = key([], "intents that no rewrite and no label touches; prefix* takes all that begin so")
+    protected_texts: list[str] = key([], "texts, as users say them, that are never rewritten, served instead, or labelled")
+    test_set: str = key(
+        "", "your held-out test set (Parquet, CSV or JSON Lines with a column utterance, utt or text): none of it is released"
+    )
 
     expires: int = key(28, "a released rewrite ends after this, unless evidence renews it", unit="days", low=1, high=3_650)
     renew: int = key(7, "a rewrite this near its end is renewed", unit="days", low=0, high=3_650)
+
+
+def limits(warn: float, refuse: float, help: str) -> Any:
+    """A gate's two limits: [warning, refusal]."""
+    return key([warn, refuse], help + "; [warns above, refuses above]", unit="", low=0, high=1e9)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What may be more or less bad. Above the first number a release carries a warning, above the second it is refused."""
+
+    psi: list[float] = limits(0.25, 2.0, "drift of intents against the parent, population stability index (.25 is a usual alarm)")
+    jensen_shannon: list[float] = limits(0.1, 0.5, "the same as Jensen-Shannon divergence, 0 to 1 (.5: half of all rows are elsewhere)")
+    label_flips: list[float] = limits(0.05, 0.3, "labels with another intent than in the parent (labels are right for 96 % in six worlds)")
+    rewrite_flips: list[float] = limits(0.2, 0.6, "sources with another target than in the parent (equally good targets change places)")
+    changes: list[float] = limits(0.5, 0.9, "change budget: labels of one domain that the new evidence contradicts")
+    live_damage: list[float] = limits(0.1, 1e9, "rewrites of the parent that failed live (refusing would keep them live, so it only warns)")
+    near_duplicates: list[float] = limits(0.02, 0.5, "texts of dev and test that are in train but for marks and spaces")
+    top_class: list[float] = limits(0.5, 1e9, "share of a locale's labels that one intent has")
+    lost_locales: list[float] = limits(0.0, 1e9, "locales with evidence and without a label")
+    numbers: list[float] = limits(0.0, 0.2, "rewrites that change a number (mined ones cannot; live ones that serve may)")
+    entities: list[float] = limits(0.02, 0.2, "rewrites that lose a value of the source's own label")
+    canary: list[float] = limits(0.0, 0.01, "accuracy on the window's last fifth lost by learning the candidates (a point; less is noise)")
+    calibration: list[float] = limits(0.1, 0.3, "calibration error of labels on the window's last fifth")
+    canary_votes: int = key(
+        2_000_000, "votes that the canary reads at most, whole buckets of users; 0: no canary", unit="votes", low=0, high=1_000_000_000
+    )
 
 
 @dataclass(frozen=True)
@@ -110,6 +172,7 @@ class Config:
     embedding: Embedding = Embedding()
     evidence: Evidence = Evidence()
     release: Release = Release()
+    gates: Gates = Gates()
     run: Run = Run()
 
     def fingerprint(self, *sections: str) -> str:
@@ -168,17 +231,31 @@ def from_dict(raw: dict[str, Any], where: str = "configuration") -> Config:
 
 
 def _check(f: dataclasses.Field[Any], value: Any) -> tuple[str, Any]:
-    want = type(f.default) if f.default is not dataclasses.MISSING else dict
+    default = _default(f)
+    want = type(default)
     if want is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, want) or (want is not bool and isinstance(value, bool)):
         return f"should be {_TYPES[want]}, is {_TYPES.get(type(value), type(value).__name__)}", None
     low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
+    if isinstance(value, list):
+        if low is None:
+            return ("", value) if all(isinstance(v, str) for v in value) else ("should be a list of strings", None)
+        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+        if not numbers or len(value) != len(default) or not all(low <= v <= high for v in value) or value != sorted(value):
+            return f"should be {len(default)} numbers between {low:g} and {high:g}, the smaller first", None
+        return "", [float(v) for v in value]
     if low is not None and not low <= value <= high:
         return f"should be between {low} and {high} {f.metadata['unit']}".rstrip(), None
     if choices and value not in choices:
         return f"should be one of {', '.join(repr(c) for c in choices)}", None
     return "", value
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
+    return f.default
 
 
 _TYPES = {int: "a whole number", float: "a number", str: "a string", dict: "a table", bool: "true or false", list: "a list"}
@@ -192,7 +269,7 @@ def describe() -> str:
         lines += [f"[{section.name}]  # {type(made).__doc__}"]
         for f in fields(made):
             m = f.metadata
-            default = {} if f.default is dataclasses.MISSING else f.default
+            default = _default(f)
             rng = f"{m['low']} to {m['high']}" if m["low"] is not None else " | ".join(repr(c) for c in m["choices"])
             notes = ", ".join(x for x in (rng, m["unit"]) if x)
             value = "{}" if default == {} else json.dumps(default)

@@ -112,7 +112,7 @@ def _scrub(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     """Scrub every text column; adds `scrubbed`, placeholders per row."""
     clean, found = [], []
     for name in (*_TEXTS, "slots"):
-        series, kinds = (scrub_slots if name == "slots" else scrub)(rows[name])
+        series, kinds = (scrub_slots if name == "slots" else scrub)(rows[name], rows["locale"])
         clean.append(series.alias(name))
         found.append(kinds)
     total = found[0].select(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import numpy as np
@@ -18,7 +18,10 @@ from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
 
-VERSION = 1
+if TYPE_CHECKING:
+    from rewrite.evidence import Options
+
+VERSION = 2
 READS = {"votes": contracts.VOTES.names, "embeddings": ["key", "vector"], "goals": contracts.GOALS.names}
 WRITES = {"goals": contracts.GOALS.names, "goal_edges": contracts.GOAL_EDGES.names, "goal_changes": contracts.GOAL_CHANGES.names}
 SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CHANGES, "goals": contracts.GOALS}  # goals last
@@ -28,35 +31,28 @@ class BuildGoals(beam.DoFn):
     """The window's evidence -> the goal graph of every locale together; emits receipts."""
 
     def __init__(
-        self, store: Store, attempt: str, as_of: date, k: int, embeddings: Manifest | None, last: Manifest | None, seed: int, sent: int
+        self,
+        store: Store,
+        attempt: str,
+        as_of: date,
+        k: int,
+        embeddings: Manifest | None,
+        last: Manifest | None,
+        seed: int,
+        sent: int,
+        burst: float,
+        scarce: float,
     ):
+        self._burst, self._scarce = burst, scarce
         self._store, self._attempt, self._as_of, self._k = store, attempt, as_of, k
         self._embeddings, self._last, self._seed, self._sent = embeddings, last, seed, sent
 
     def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
         from rewrite import goals
         from rewrite.evidence import Options
-        from rewrite.pool import MILLION, build
 
-        pool = build(window.merged(element[1], self._sent), shards.empty(contracts.GOALS), Options(k=self._k))
-        texts = pool.texts.filter(~pl.col("placeholder"))
-        links = (
-            pool.asks.group_by("s", "t")
-            .agg(users=pl.len().cast(pl.Int64), weight=pl.col("value").sum() / MILLION)
-            .join(pool.texts.select(pl.col("id").alias("s"), "locale", pl.col("utterance").alias("source")), on="s")
-            .join(pool.texts.select(pl.col("id").alias("t"), pl.col("utterance").alias("target")), on="t")
-            .select("locale", "source", "target", "users", "weight")
-        )
-        linked = pl.concat([links.select("locale", utterance="source"), links.select("locale", utterance="target")]).unique()
-        texts = texts.join(linked.with_columns(linked=True), on=["locale", "utterance"], how="left")
-        texts = texts.filter((pl.col("users") >= self._k) | pl.col("linked")).sort("locale", "utterance")
-        served = (
-            pool.meanings.join(pool.texts.select("id", "locale", "utterance"), on="id")
-            .select("locale", "utterance", "intent", "slots", "users", weight=pl.col("served") / MILLION)
-            .join(texts.select("locale", "utterance"), on=["locale", "utterance"], how="semi")
-        )
-        links = links.join(texts.select("locale", source="utterance"), on=["locale", "source"], how="semi").join(
-            texts.select("locale", target="utterance"), on=["locale", "target"], how="semi"
+        texts, links, served = goal_inputs(
+            window.merged(element[1], self._sent), Options(k=self._k, burst=self._burst, scarce=self._scarce)
         )
         vectors = embed.vectors(self._store, self._embeddings, texts["utterance"])
         last = None
@@ -74,15 +70,42 @@ class BuildGoals(beam.DoFn):
             )
 
 
+def goal_inputs(evidence: dict[str, pl.DataFrame], options: Options) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """`texts`, `links` and `served` of `rewrite.goals.build_goals`, from merged evidence: texts of k users, or asked again."""
+    from rewrite.pool import MILLION, build
+
+    pool = build(evidence, shards.empty(contracts.GOALS), options)
+    texts = pool.texts.filter(~pl.col("placeholder"))
+    links = (
+        pool.asks.group_by("s", "t")
+        .agg(users=pl.len().cast(pl.Int64), weight=pl.col("value").sum() / MILLION)
+        .join(pool.texts.select(pl.col("id").alias("s"), "locale", pl.col("utterance").alias("source")), on="s")
+        .join(pool.texts.select(pl.col("id").alias("t"), pl.col("utterance").alias("target")), on="t")
+        .select("locale", "source", "target", "users", "weight")
+    )
+    linked = pl.concat([links.select("locale", utterance="source"), links.select("locale", utterance="target")]).unique()
+    texts = texts.join(linked.with_columns(linked=True), on=["locale", "utterance"], how="left")
+    texts = texts.filter((pl.col("users") >= options.k) | pl.col("linked")).sort("locale", "utterance")
+    served = (
+        pool.meanings.join(pool.texts.select("id", "locale", "utterance"), on="id")
+        .select("locale", "utterance", "intent", "slots", "users", weight=pl.col("served") / MILLION)
+        .join(texts.select("locale", "utterance"), on=["locale", "utterance"], how="semi")
+    )
+    links = links.join(texts.select("locale", source="utterance"), on=["locale", "source"], how="semi").join(
+        texts.select("locale", target="utterance"), on=["locale", "target"], how="semi"
+    )
+    return texts, links, served
+
+
 class Link(beam.PTransform):
     """Shards of votes, one per bucket of users -> receipts of goals, edges and changes."""
 
-    def __init__(self, store: Store, *build: Any):
+    def __init__(self, store: Store, gather: window.GatherEvidence, *build: Any):
         super().__init__()
-        self._store, self._build = store, BuildGoals(store, *build)
+        self._gather, self._build = gather, BuildGoals(store, *build)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:
-        return work | "evidence" >> window.GatherEvidence(self._store) | "build goals" >> beam.ParDo(self._build)
+        return work | "evidence" >> self._gather | "build goals" >> beam.ParDo(self._build)
 
 
 def predecessor(store: Store, table: str, as_of: date) -> Manifest | None:
@@ -120,7 +143,10 @@ def run(context: Context, report: Any) -> None:
     c, last = context.config, predecessor(context.store, "goals", as_of)
     with context.store.lease("as_of"):
         work = shards.by_bucket(window.manifests(context, as_of))
-        transform = Link(context.store, attempt, as_of, c.privacy.k, have, last, c.run.seed, len(work))
+        gather = window.GatherEvidence(context.store, window.rules(context), len(work))
+        transform = Link(
+            context.store, gather, attempt, as_of, c.privacy.k, have, last, c.run.seed, len(work), c.privacy.burst, c.privacy.scarce
+        )
         receipts = engine.execute(context, "link", work, transform, expect=len(SCHEMAS))
         fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"
         counts = next(r["counts"] for r in receipts if r["table"] == "goals")

@@ -170,6 +170,34 @@ class ReleaseOptions(AsOfOptions):
     Example: sayagain release --lake ./lake
     """
 
+    shadow: bool = opt(False, "release to nobody: gate, build, and keep everything in runs/, outside releases/ and the queue")
+
+
+@dataclass(frozen=True)
+class GateOptions(AsOfOptions):
+    """Shows what the gates say about the candidates, without releasing anything. Exit 3: they would be refused.
+
+    Example: sayagain gate --lake ./lake --candidates as_of=2026-01-14
+    """
+
+    candidates: str = opt("", "partition of the candidates, or its date; default: that of --as-of", metavar="PARTITION")
+
+
+@dataclass(frozen=True)
+class VetoOptions(JobOptions):
+    """Never releases a rewrite, or a text in any role, again. It is logged with the reason, and holds from the next release on.
+
+    Example: sayagain veto "play the beetles" --reason "a song title" --lake ./lake
+    """
+
+    what: str = opt("", "a rewrite's id (16 hex digits), or a text", metavar="REWRITE_ID|TEXT")
+    reason: str = opt("", "why; kept with the veto", metavar="TEXT")
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.reason.strip():
+            raise UsageError("--reason is missing: say why, for those who find the veto in a year")
+
 
 @dataclass(frozen=True)
 class MineOptions(IngestOptions):

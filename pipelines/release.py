@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
 from datetime import date
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import polars as pl
 
 from pipelines import engine, modelstore, registry, reporting, shards
+from pipelines.canary import settings as canary_settings
+from pipelines.canary import try_out
 from pipelines.context import Context
-from pipelines.errors import LakeError, Refused
+from pipelines.errors import LakeError, Refused, UsageError
 from pipelines.plan import Plan, Todo
 from pipelines.store import Manifest, Store
+from pipelines.veto import vetoes
 from rewrite.contracts import CANDIDATES, RELEASED
 
-VERSION = 1
+if TYPE_CHECKING:
+    from quality.gates import Verdicts
+    from quality.holdback import Held
+    from quality.release import Release as Built
+    from quality.reportdata import ReportData
+
+VERSION = 2
 READS = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 WRITES = {n: s.names for n, s in RELEASED.items()}
 TABLES = ("goals", "goal_changes", "goal_edges")
@@ -31,38 +42,17 @@ class BuildRelease(beam.DoFn):
         self._store, self._attempt, self._settings = store, attempt, settings
 
     def process(self, as_of: date) -> Iterable[dict[str, Any]]:
-        from quality import gates, manifest, release
+        from quality import manifest
 
         store, s = self._store, self._settings
-        candidates = {n: shards.whole(store, "candidates", f"as_of={as_of}/{n}") for n in CANDIDATES}
-        tables = {t: shards.whole(store, t, f"as_of={as_of}") for t in TABLES}
-        parent = None
-        if s["parent"]:
-            read = lambda path: store.get(f"releases/{s['parent']}/{path}")  # noqa: E731
-            parent = manifest.load_parent(manifest.read_manifest(read("manifest.json")), read)
-        built = release.build_release(
-            {n: f for n, f in candidates.items() if f is not None},
-            tables["goals"],
-            tables["goal_changes"],
-            parent,
-            ledger(store, as_of),
-            as_of=as_of,
-            k=s["k"],
-            config_fingerprint=s["config"],
-            expires_days=s["expires"],
-        )
-        verdicts = gates.run_gates(built.tables, built.metrics, k=s["k"])
-        status = "refused" if verdicts.refused else "empty" if built.empty and parent is None else "released"
-        if status == "released" and built.nothing_new(parent, renew_days=s["renew"]):
-            status = "nothing_new"
-        seen = reporting.release_data(store, as_of, status, built, verdicts, candidates, tables, s)
+        built, verdicts, seen = judged(store, as_of, s)
         counts: dict[str, Any] = {
-            "status": status,
+            "status": seen.status,
             "release_id": built.release_id,
             "rows": {n: t.height for n, t in built.tables.items()},
             "gates": json.loads(verdicts.to_json()),
         }
-        if status == "released":
+        if seen.status == "released":
             files = manifest.package(built, verdicts, more=reporting.release_files(seen, built, verdicts), inputs=s["inputs"])
             for path, data in files.items():
                 store.put(f"_attempts/{self._attempt}/releases/{built.release_id}/{path}", data)
@@ -71,6 +61,38 @@ class BuildRelease(beam.DoFn):
             yield engine.receipt("splits", f"as_of={as_of}", store.attempt(self._attempt, "splits", f"as_of={as_of}", new))
         store.put(f"_attempts/{self._attempt}/report.json", seen.to_json().encode())
         yield {"table": "releases", "partition": str(as_of), "entry": {"bucket": None, "path": ""}, "counts": counts}
+
+
+def judged(store: Store, as_of: date, s: dict[str, Any]) -> tuple[Built, Verdicts, ReportData]:
+    """The release of a date as it would be, the gates' verdicts on it, and what a report shows of it; nothing is written."""
+    from quality import gates, holdback, manifest, release
+    from quality.measures import Limits, measures
+
+    candidates = {n: shards.whole(store, "candidates", f"as_of={as_of}/{n}") for n in CANDIDATES}
+    tables = {t: shards.whole(store, t, f"as_of={as_of}") for t in TABLES}
+    found = {n: f for n, f in candidates.items() if f is not None}
+    found, tables["goals"] = holdback.hold_back(found, tables["goals"], s["held"])
+    parent = None
+    if s["parent"]:
+        read = lambda path: store.get(f"releases/{s['parent']}/{path}")  # noqa: E731
+        parent = manifest.load_parent(manifest.read_manifest(read("manifest.json")), read)
+    built = release.build_release(
+        found,
+        tables["goals"],
+        tables["goal_changes"],
+        parent,
+        ledger(store, as_of),
+        as_of=as_of,
+        k=s["k"],
+        config_fingerprint=s["config"],
+        expires_days=s["expires"],
+    )
+    measured = measures(built.tables, parent.tables if parent else None, found) + try_out(store, s["canary"])
+    verdicts = gates.run_gates(built.tables, built.metrics, k=s["k"], measured=measured, limits=Limits(**s["limits"]))
+    status = "refused" if verdicts.refused else "empty" if built.empty and parent is None else "released"
+    if status == "released" and built.nothing_new(parent, renew_days=s["renew"]):
+        status = "nothing_new"
+    return built, verdicts, reporting.release_data(store, as_of, status, built, verdicts, found, tables, s)
 
 
 class Release(beam.PTransform):
@@ -105,7 +127,7 @@ def plan(context: Context) -> Plan:
 
 def run(context: Context, report: Any) -> None:
     """Gate and publish; raises nothing when a gate refuses: the context's exit code and result say so."""
-    as_of, store, c = context.as_of(), context.store, context.config
+    as_of, store = context.as_of(), context.store
     p = plan(context)
     if as_of is None or p.skip:
         report.skipped = p.skip
@@ -117,10 +139,41 @@ def run(context: Context, report: Any) -> None:
         raise LakeError(
             f"--as-of {as_of}: {published[-1].release_id} was released already, and releases are made in the order of their dates"
         )
-    manifest = store.manifest("candidates", f"as_of={as_of}/pairs")
+    if store.manifest("candidates", f"as_of={as_of}/pairs") is None and context.window(as_of):
+        raise LakeError(
+            f"there are no candidates as of {as_of}; run `sayagain aggregate --lake {context.options.lake} --as-of {as_of}` first"
+        )
+    attempt = f"{context.attempt}/release"
+    with store.lease("as_of"):
+        receipts = engine.execute(context, "release", [as_of], Release(store, attempt, settings(context, as_of)))
+        counts = next(r["counts"] for r in receipts if r["table"] == "releases")
+        context.result["report_data"] = store.get(f"_attempts/{attempt}/report.json")
+        shadow = getattr(context.options, "shadow", False)
+        if counts["status"] == "released" and shadow:
+            folder = f"runs/{context.attempt}/shadow"
+            for path in counts["files"]:
+                store.move(f"_attempts/{attempt}/releases/{counts['release_id']}/{path}", f"{folder}/{path}")
+            counts["status"] = "shadow"
+            context.result["release"] = store.url(folder)
+        if counts["status"] == "released":
+            _publish(context, attempt, as_of, counts, [r for r in receipts if r["table"] == "splits"])
+    report.counts = {"status": counts["status"], **counts["rows"]}
+    if counts["status"] == "released":
+        context.result["release"] = store.url(f"releases/{counts['release_id']}")
+    context.result |= {k: counts.get(k) for k in ("status", "release_id", "manifest_sha256", "gates", "rows")} | {"as_of": str(as_of)}
+    if counts["status"] == "refused":
+        context.exit_code = Refused.exit_code
+
+
+def settings(context: Context, as_of: date) -> dict[str, Any]:
+    """All that the release of a date depends on besides its tables: small, and picklable."""
+    store, c = context.store, context.config
     parent = registry.parent_of(store, as_of)
-    settings = {
+    return {
         "k": c.privacy.k,
+        "held": _held(context),
+        "limits": {n: tuple(v) for n, v in dataclasses.asdict(c.gates).items() if isinstance(v, list)},
+        "canary": canary_settings(context, as_of),
         "expires": c.release.expires,
         "renew": c.release.renew,
         "config": c.fingerprint("privacy", "release", "evidence", "embedding.model", "sessions", "run.seed"),
@@ -133,23 +186,31 @@ def run(context: Context, report: Any) -> None:
         "gap": c.sessions.gap,
         "days": [str(d) for d in context.window(as_of)],
     }
-    if manifest is None and context.window(as_of):
-        raise LakeError(
-            f"there are no candidates as of {as_of}; run `sayagain aggregate --lake {context.options.lake} --as-of {as_of}` first"
-        )
-    attempt = f"{context.attempt}/release"
-    with store.lease("as_of"):
-        receipts = engine.execute(context, "release", [as_of], Release(store, attempt, settings))
-        counts = next(r["counts"] for r in receipts if r["table"] == "releases")
-        context.result["report_data"] = store.get(f"_attempts/{attempt}/report.json")
-        if counts["status"] == "released":
-            _publish(context, attempt, as_of, counts, [r for r in receipts if r["table"] == "splits"])
-    report.counts = {"status": counts["status"], **counts["rows"]}
-    if counts["status"] == "released":
-        context.result["release"] = store.url(f"releases/{counts['release_id']}")
-    context.result |= {k: counts.get(k) for k in ("status", "release_id", "manifest_sha256", "gates", "rows")} | {"as_of": str(as_of)}
-    if counts["status"] == "refused":
-        context.exit_code = Refused.exit_code
+
+
+def _held(context: Context) -> Held:
+    """What must not be released: vetoes of the lake, protected intents and texts, texts of the held-out test set."""
+    from quality.holdback import held
+
+    c = context.config.release
+    return held(vetoes(context.store), c.protected_intents, c.protected_texts, _test_texts(c.test_set))
+
+
+def _test_texts(path: str) -> list[str]:
+    """The texts of a held-out test set. Raises UsageError when there are none to be found."""
+    from quality.holdback import TEXT_NAMES, test_column
+
+    if not path:
+        return []
+    readers: dict[str, Any] = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".ndjson": pl.read_ndjson}
+    try:
+        table = readers.get(Path(path).suffix, pl.read_parquet)(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UsageError(f"release.test_set = {path!r}: cannot be read: {error}") from None
+    column = test_column(table.columns)
+    if column is None:
+        raise UsageError(f"release.test_set = {path!r}: has columns {', '.join(table.columns)}; one should be {', '.join(TEXT_NAMES)}")
+    return [str(t) for t in table[column].drop_nulls()]
 
 
 def _publish(context: Context, attempt: str, as_of: date, counts: dict[str, Any], splits: list[dict[str, Any]]) -> None:

@@ -153,7 +153,8 @@ def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -
     out = []
     rows = context.result.get("rows") or {}
     if data.status == "released":
-        out.append(f"Released {data.release_id} as of {data.as_of}: " + ", ".join(f"{n:,} {t}" for t, n in rows.items() if n))
+        word = "Released to nobody (shadow)" if context.result.get("status") == "shadow" else "Released"
+        out.append(f"{word} {data.release_id} as of {data.as_of}: " + ", ".join(f"{n:,} {t}" for t, n in rows.items() if n))
     elif data.status == "nothing_new":
         out.append(f"Nothing new as of {data.as_of}: {data.why or 'the rows equal the last release'}")
     elif data.status == "refused":

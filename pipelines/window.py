@@ -14,7 +14,7 @@ from pipelines.errors import LakeError
 from pipelines.plan import Plan, Todo, digest
 from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
-from rewrite import evidence
+from rewrite import evidence, trust
 from rewrite.contracts import VOTES
 
 Tables = dict[str, bytes]  # evidence table -> Arrow IPC buffer
@@ -54,26 +54,62 @@ def plan(context: Context, table: str, part: str, fingerprint_of: Callable[[Cont
     return Plan([Todo(table, f"as_of={as_of}", "votes, settings or what it follows changed" if have else "never made")])
 
 
-class Reduce(beam.DoFn):
-    """Votes of whole users over the window -> additive evidence tables without user keys."""
+class Sketch(beam.DoFn):
+    """Votes of whole users over the window -> what is usual among them, as counts and hashes."""
 
     def __init__(self, store: Store):
         self._store = store
 
     def process(self, shard: Shard) -> Iterable[tuple[int, Tables]]:
         votes = shards.read(self._store, shard, VOTES.names).drop("bucket")
-        yield 0, {name: engine.to_ipc(t) for name, t in evidence.bucket_evidence(votes).items()}
+        yield 0, {name: engine.to_ipc(t) for name, t in trust.sketch(votes).items()}
+
+
+class Learn(beam.DoFn):
+    """All sketches -> what is asked of a user of this log: the least texts, and the copied bands as an IPC buffer."""
+
+    def __init__(self, rules: trust.Rules, sent: int):
+        self._rules, self._sent = rules, sent
+
+    def process(self, element: tuple[int, Iterable[Tables]]) -> Iterable[tuple[int, bytes]]:
+        parts = list(element[1])
+        engine.accounted("sketches of votes", self._sent, len(parts))
+        found = trust.learn(({n: pl.DataFrame(pl.from_arrow(engine.from_ipc(b))) for n, b in p.items()} for p in parts), self._rules)
+        yield found.least_texts, engine.to_ipc(found.copied)
+
+
+class Reduce(beam.DoFn):
+    """Votes of whole users over the window -> additive evidence tables without user keys."""
+
+    def __init__(self, store: Store, rules: trust.Rules):
+        self._store, self._rules = store, rules
+
+    def process(self, shard: Shard, learned: tuple[int, bytes]) -> Iterable[tuple[int, Tables]]:
+        votes = shards.read(self._store, shard, VOTES.names).drop("bucket")
+        believed = trust.Trust(self._rules, learned[0], pl.DataFrame(pl.from_arrow(engine.from_ipc(learned[1]))))
+        yield 0, {name: engine.to_ipc(t) for name, t in evidence.bucket_evidence(votes, believed).items()}
 
 
 class GatherEvidence(beam.PTransform):
-    """Shards of votes, one per bucket of users -> the merged evidence, as one element of IPC buffers."""
+    """Shards of votes, one per bucket of users -> the merged evidence, as one element of IPC buffers.
 
-    def __init__(self, store: Store):
+    The votes are read twice: what to believe of a user is known when every bucket was sketched.
+    """
+
+    def __init__(self, store: Store, rules: trust.Rules, sent: int):
         super().__init__()
-        self._store = store
+        self._store, self._rules, self._sent = store, rules, sent
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[tuple[int, Iterable[Tables]]]:
-        return work | "reduce" >> beam.ParDo(Reduce(self._store)) | "gather" >> beam.GroupByKey()
+        sketches = work | "sketch" >> beam.ParDo(Sketch(self._store)) | "gather sketches" >> beam.GroupByKey()
+        learned = beam.pvalue.AsSingleton(sketches | "learn" >> beam.ParDo(Learn(self._rules, self._sent)))
+        return work | "reduce" >> beam.ParDo(Reduce(self._store, self._rules), learned) | "gather" >> beam.GroupByKey()
+
+
+def rules(context: Context) -> trust.Rules:
+    """What an account must show, by the configuration."""
+    p = context.config.privacy
+    return trust.Rules(p.least_texts, p.few_texts, p.copies, p.links_per_day, p.links_per_window)
 
 
 def merged(parts: Iterable[Tables], shards_sent: int) -> dict[str, pl.DataFrame]:

@@ -5,6 +5,7 @@ Each function returns rows of `METRICS`: how many of `rows` fail a check. Pure P
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Final
 
@@ -77,6 +78,22 @@ def floor_counts(counts: pl.Expr, k: int) -> pl.Expr:
 def _greatest(counts: pl.Series) -> int:
     greatest = counts.max()
     return greatest if isinstance(greatest, int) else 0
+
+
+def slot_values(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row per slot value (column `value`) of the canonical JSON in `slots`; JSON that is not canonical is one value."""
+    distinct = rows.select("slots").unique().drop_nulls()
+    parsed = [_values(s) for s in distinct["slots"]]
+    table = distinct.with_columns(value=pl.Series(parsed, dtype=pl.List(pl.String))).explode("value").filter(pl.col("value") != "")
+    return rows.join(table, on="slots", how="inner")
+
+
+def _values(slots: str) -> list[str]:
+    try:
+        parsed = json.loads(slots)
+    except (ValueError, RecursionError):
+        return [slots]
+    return [v if isinstance(v, str) else json.dumps(v) for v in parsed.values()] if isinstance(parsed, dict) else [slots]
 
 
 def table_checks(tables: Tables, *, k: int) -> pl.DataFrame:

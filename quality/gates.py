@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from quality.checks import COUNT_COLUMNS, TEXT_COLUMNS, table_checks
+from quality.measures import NEVER, Limits, Measure
 from rewrite.contracts import CAUSES, LABEL_ORIGINS, RELEASED, REWRITE_STATUSES, SPLITS, UNIQUE_KEYS
 
 Severity = Literal["critical", "warning"]
@@ -88,6 +89,21 @@ CHECKS: Final[Mapping[str, tuple[Severity, str]]] = {
     "expired": ("critical", "a rewrite has no expiry after the release's date; it could serve for ever"),
 }  # fmt: skip
 """Severity and message of every counted check (of `quality.checks` and of `Release.metrics`)."""
+MEASURES: Final[Mapping[str, tuple[str, str]]] = {
+    "near_duplicates_across_splits": ("near_duplicates", "texts of dev and test that differ from one of train by marks and spaces alone; a test on them flatters"),
+    "class_balance": ("top_class", "one intent has this share of a locale's labels; a model learns to answer it always"),
+    "locale_coverage": ("lost_locales", "locales whose users said enough, and that have no label; nobody of them gains from this release"),
+    "drift_psi": ("psi", "the intents of labels are spread otherwise than in the parent (population stability index); did the assistant or the log change?"),
+    "drift_jensen_shannon": ("jensen_shannon", "the intents of labels are spread otherwise than in the parent (Jensen-Shannon divergence)"),
+    "flip_rate": ("", "texts of the parent that say something else now; one of the two releases was wrong about them"),
+    "change_budget": ("changes", "labels of the parent's worst domain that are gone or changed; look at that domain before it reaches users"),
+    "live_damage": ("live_damage", "rewrites of the parent that served users badly; they are retired, but why were they released?"),
+    "numbers_kept": ("numbers", "rewrites that change a number; nobody who says seven wants eight"),
+    "entities_kept": ("entities", "rewrites that lose a value which the source names; users would get something else"),
+    "canary": ("canary", "accuracy that a small intent model loses on the window's last days when it learns the candidates of the days before"),
+    "calibration": ("calibration", "labels made without the window's last days are more, or less, sure than those days prove right (expected calibration error)"),
+}  # fmt: skip
+"""Limits (a field of `measures.Limits`; of flip rates the table says which) and message of every measure."""
 PRIVATE_CHECKS: Final = ("k_users", "k_evidence", "k_slots", "expired")
 
 
@@ -146,11 +162,18 @@ class Verdicts:
         return pl.DataFrame([asdict(v) for v in self.verdicts], schema=schema)
 
 
-def run_gates(tables: Mapping[str, pl.DataFrame], metrics: pl.DataFrame | None, *, k: int) -> Verdicts:
+def run_gates(
+    tables: Mapping[str, pl.DataFrame],
+    metrics: pl.DataFrame | None,
+    *,
+    k: int,
+    measured: Iterable[Measure] = (),
+    limits: Limits | None = None,
+) -> Verdicts:
     """Judge the tables of a release (`contracts.RELEASED`) before it is published.
 
     `metrics` are `Release.metrics`: the checks that need true user counts; without them k is unproven and the verdict
-    is critical. `k` is the least count that may be released. Loading Great Expectations takes some seconds.
+    is critical. `k` is the least count that may be released. `measured`: of `quality.measures`, held to `limits`. Loading Great Expectations takes some seconds.
     """
     counted = table_checks(tables, k=k)
     if metrics is not None:
@@ -160,7 +183,7 @@ def run_gates(tables: Mapping[str, pl.DataFrame], metrics: pl.DataFrame | None, 
     counted = pl.concat([counted, pl.DataFrame(absent, schema=counted.schema, orient="row")])
     broken = set(counted.filter(pl.col("check").is_in(["columns", "types"]) & (pl.col("failed") > 0))["table"].to_list())
     with _great_expectations() as judge:
-        verdicts = judge.counts(counted)
+        verdicts = judge.counts(counted) + judge.measures(list(measured), limits or Limits())
         for name in RELEASED:
             if name in tables and name not in broken:  # a table of the wrong shape is refused already
                 verdicts += judge.table(name, tables[name], k)
@@ -187,6 +210,22 @@ class _Judge:
                 self.gx.expectations.ExpectColumnMaxToBeBetween(column=f"m{n}", min_value=0, max_value=0, severity=severity, meta=about)
             )
         return self._validate(pl.DataFrame(frame), expectations)
+
+    def measures(self, measured: list[Measure], limits: Limits) -> list[Verdict]:
+        """Every measure must be at most its limit for refusal; else, as a warning, for showing."""
+        expectations, frame = [], {}
+        for n, m in enumerate(measured):
+            name, message = MEASURES[m.check]
+            warn, refuse = getattr(limits, name or f"{m.table.removesuffix('s')}_flips")
+            severity, limit = ("critical", refuse) if m.value > refuse else ("warning", warn)
+            ends = f"; refuses above {refuse:g}" if refuse < NEVER else ""
+            told = f"{message} ({m.value:.3f}; warns above {warn:g}{ends})"
+            frame[f"m{n}"] = [m.value]
+            about = {"table": m.table, "column": m.column, "expectation": m.check, "message": told, "rows": m.rows, "failed": m.failed}
+            expectations.append(
+                self.gx.expectations.ExpectColumnMaxToBeBetween(column=f"m{n}", max_value=limit, severity=severity, meta=about)
+            )
+        return self._validate(pl.DataFrame(frame), expectations) if expectations else []
 
     def table(self, name: str, table: pl.DataFrame, k: int) -> list[Verdict]:
         return self._validate(table, list(self._expectations(name, k)))

@@ -12,6 +12,7 @@ REASONS: Final = {
     "few_votes": "too few users asked again after the source",
     "no_lift": "serving the target gains nothing over leaving the source alone",
     "no_outside_users": "nobody but those who went from the source said the target: it may be made up for the pair",
+    "no_other_wording": "nobody but new accounts asks for this in any other wording: it may be made up for the pair",
     "no_served_target": "no text of the goal is served often enough to be a target",
     "other_goal": "users of the source end on another goal more often",
     "number_changed": "the target has another number than the source",
@@ -32,6 +33,9 @@ REASONS: Final = {
     "goal_unknown": "its goal is not among the goals that k users share",
     "other_split": "its two sides belong to different splits",
     # anything
+    "vetoed": "somebody vetoed it",
+    "protected": "the configuration protects its text or its intent",
+    "held_out": "its text is in the held-out test set",
     "below_k": "fewer than k users",
     "text_below_k": "a text that fewer than k users said",
     "slots_below_k (label kept)": "a slot value that fewer than k users share; the label stays, without slots",

@@ -6,7 +6,6 @@ Pure: frames in, frames out; no clock, no files. `quality.manifest` turns a rele
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -15,7 +14,7 @@ from typing import Final
 import polars as pl
 import pyarrow as pa
 
-from quality.checks import COUNT_COLUMNS, DATE_COLUMNS, TEXT_COLUMNS, empty, floor_counts, metrics
+from quality.checks import COUNT_COLUMNS, DATE_COLUMNS, TEXT_COLUMNS, empty, floor_counts, metrics, slot_values
 from quality.scrub import has_placeholder
 from quality.splits import LEDGER, text_splits
 from rewrite.contracts import CANDIDATES, GOAL_CHANGES, GOALS, RELEASED, UNIQUE_KEYS
@@ -299,22 +298,6 @@ def _secret_slots(labels: pl.DataFrame, goals: pl.DataFrame, slot_users: pl.Data
         values = values.join(common, on=["locale", "value"], how="left").with_columns(pl.col("_ok") | pl.col("_known").fill_null(False))
     secret = values.filter(~pl.col("_ok").fill_null(False))["_row"].unique()
     return labels.with_row_index("_row").select(pl.col("_row").is_in(secret.implode()).alias("_secret")).to_series()
-
-
-def slot_values(rows: pl.DataFrame) -> pl.DataFrame:
-    """One row per slot value (column `value`) of the canonical JSON in `slots`; JSON that is not canonical is one value."""
-    distinct = rows.select("slots").unique().drop_nulls()
-    parsed = [_values(s) for s in distinct["slots"]]
-    table = distinct.with_columns(value=pl.Series(parsed, dtype=pl.List(pl.String))).explode("value").filter(pl.col("value") != "")
-    return rows.join(table, on="slots", how="inner")
-
-
-def _values(slots: str) -> list[str]:
-    try:
-        parsed = json.loads(slots)
-    except (ValueError, RecursionError):
-        return [slots]
-    return [v if isinstance(v, str) else json.dumps(v) for v in parsed.values()] if isinstance(parsed, dict) else [slots]
 
 
 def _forget_unknown_goals(table: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:

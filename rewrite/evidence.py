@@ -20,14 +20,13 @@ from typing import Final
 import polars as pl
 
 from rewrite.success import vote_bin
+from rewrite.trust import Rules, Trust, judge
 
 MILLION: Final = 1_000_000
 BOT_EVENTS: Final = 50
 BOT_DISTINCT: Final = 0.1
 """A user with 50 turns or more, of which under a tenth are distinct texts, is a machine: in six worlds this finds the bot
 and at most one busy person; a limit on turns per day found busy people and missed the bot."""
-LINKS_PER_USER: Final = 500
-"""Of one user, so many links count at most, the strongest ones: nobody teaches the assistant alone."""
 REPEATS: Final = 3
 """A user who went from a text to a target so often is a repeater: natural failures are given up or remembered."""
 CERTAIN: Final = 0.5
@@ -36,29 +35,35 @@ CERTAIN: Final = 0.5
 # Each table: its key, then its additive columns; `first` and `last` dates are folded by min and max.
 _TABLES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     # who said what, in any role and under any treatment
-    "texts": (("locale", "utterance"), ("users",)),
+    "texts": (("locale", "utterance"), ("users", "known")),
     "forms": (("locale", "utterance", "text"), ("users",)),
     # one vote per user: was it served when left alone? and when rewritten?
-    "outcomes": (("locale", "utterance", "treatment", "bin"), ("users",)),
+    "outcomes": (("locale", "utterance", "treatment", "bin"), ("users", "known")),
     "treated": (("locale", "source", "target", "rewrite_id", "bin"), ("users",)),
     # what the assistant understood, and how well that went (millionths)
     "interpretations": (("locale", "utterance", "intent", "slots", "assistant_version"), ("users", "served")),
     "causes": (("locale", "utterance", "cause"), ("failed",)),
     # who asked again with what: one `ask` per user and source, so that pooling over targets can count the user once
-    "asks": (("locale", "source", "treatment", "ask", "target"), ("value", "step", "events")),
+    "asks": (("locale", "source", "treatment", "ask", "copy", "target"), ("value", "step", "events")),
 }
 _DATED: Final = {"texts", "asks"}
 
 
-def user_votes(votes: pl.DataFrame) -> pl.DataFrame:
+def user_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.DataFrame:
     """One vote per user and key over the whole window: links the greatest value, outcomes the mean over events.
 
-    votes: contracts.VOTES and `date`, any number of days of whole users. Machines are left out; a user's links are capped.
-    Gives the columns of VOTES, `value` in millionths (Int64), and `first`, `last` (dates).
+    votes: contracts.VOTES and `date`, any number of days of whole users. Machines are left out, new
+    accounts link nothing, spare copies of an account judge nothing; a user's links are capped, the strongest ones stay.
+    Gives the columns of VOTES, `value` in millionths (Int64), `known`, `copy`, `spare` (of `trust.judge`), and `first`, `last` (dates).
     """
-    frame = votes.lazy().with_columns(
-        value=(pl.col("value").clip(0, 1) * MILLION).round().cast(pl.Int64), events=pl.col("events").cast(pl.Int64)
-    )
+    rules = trust.rules if trust else Rules()
+    users = judge(votes, trust)
+    link = pl.col("kind") != "outcome"
+    strength = pl.struct(-pl.col("value"), "locale", "source", "target", "kind", "treatment", "rewrite_id")
+    day = strength.rank("min").over("user_key", "date", link)
+    frame = votes.lazy().filter(~link | (day <= rules.links_per_day))
+    frame = frame.join(users.lazy(), on="user_key").filter(pl.when(link).then("known").otherwise(~pl.col("spare")))
+    frame = frame.with_columns(value=(pl.col("value").clip(0, 1) * MILLION).round().cast(pl.Int64), events=pl.col("events").cast(pl.Int64))
     said = (
         frame.filter(pl.col("kind") == "outcome")
         .group_by("user_key", "locale")
@@ -67,7 +72,7 @@ def user_votes(votes: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("events").sum(), pl.col("distinct").sum())
     )
     bots = said.filter(pl.col("events") >= BOT_EVENTS, pl.col("distinct") < BOT_DISTINCT * pl.col("events")).select("user_key")
-    key = [n for n in votes.columns if n not in ("value", "events", "date")]
+    key = [n for n in votes.columns if n not in ("value", "events", "date")] + ["known", "copy", "spare"]
     one = (
         frame.join(bots, on="user_key", how="anti")
         .group_by(key)
@@ -81,18 +86,18 @@ def user_votes(votes: pl.DataFrame) -> pl.DataFrame:
         .with_columns(value=pl.when(pl.col("kind") == "outcome").then("mean").otherwise("greatest"))
         .drop("greatest", "mean")
     )
-    link = pl.col("kind") != "outcome"
-    strength = pl.struct(-pl.col("value"), pl.col("locale"), pl.col("source"), pl.col("target"), pl.col("kind"))
-    nth = strength.rank("min").over("user_key", link)
-    return one.filter(~link | (nth <= LINKS_PER_USER)).collect()
+    nth = pl.struct(-pl.col("value"), "locale", "source", "target", "kind").rank("min").over("user_key", link)
+    return one.filter(~link | (nth <= rules.links_per_window)).collect()
 
 
-def bucket_evidence(votes: pl.DataFrame) -> dict[str, pl.DataFrame]:
+def bucket_evidence(votes: pl.DataFrame, trust: Trust | None = None) -> dict[str, pl.DataFrame]:
     """The additive tables of one bucket: see `_TABLES` for their keys. No user key is left; empty votes give empty tables.
+
+    trust: of `rewrite.trust`, learned from all buckets; None believes everybody.
 
     `asks` keeps one opaque number per user and source, which cannot be joined across sources.
     """
-    one = user_votes(votes).lazy()
+    one = user_votes(votes, trust).lazy()
     alone = pl.col("treatment") != "rewritten"
     outcome, link = one.filter(pl.col("kind") == "outcome"), one.filter(pl.col("kind") != "outcome")
     dates = {"first": pl.col("first").min(), "last": pl.col("last").max()}
@@ -101,25 +106,27 @@ def bucket_evidence(votes: pl.DataFrame) -> dict[str, pl.DataFrame]:
 
     sides = pl.concat(
         [
-            outcome.select("user_key", "locale", "first", "last", utterance="source"),
-            link.select("user_key", "locale", "first", "last", utterance="source"),
-            link.select("user_key", "locale", "first", "last", utterance="target"),
+            outcome.select("user_key", "known", "locale", "first", "last", utterance="source"),
+            link.filter(~pl.col("spare")).select("user_key", "known", "locale", "first", "last", utterance="source"),
+            link.filter(~pl.col("spare")).select("user_key", "known", "locale", "first", "last", utterance="target"),
         ]
     )
     heard = outcome.filter(alone)
-    per_text = heard.group_by("user_key", "locale", "treatment", utterance="source").agg(value=mean)
+    per_text = heard.group_by("user_key", "known", "locale", "treatment", utterance="source").agg(value=mean)
     per_pair = outcome.filter(~alone).group_by("user_key", "locale", "source", "target", "rewrite_id").agg(value=mean)
     per_meaning = heard.group_by("user_key", "locale", "intent", "slots", "assistant_version", utterance="source").agg(value=mean)
     per_cause = heard.group_by("user_key", "locale", "cause", utterance="source").agg(value=mean)
-    per_link = link.group_by("user_key", "locale", "source", "treatment", "target").agg(
+    per_link = link.group_by("user_key", "copy", "locale", "source", "treatment", "target").agg(
         value=pl.col("value").max(), step=(pl.col("kind") == "transition").any(), events=pl.col("events").sum(), **dates
     )
     tables = {
-        "texts": sides.group_by("locale", "utterance").agg(users=pl.col("user_key").n_unique(), **dates),
+        "texts": sides.group_by("locale", "utterance").agg(
+            users=pl.col("user_key").n_unique(), known=pl.col("user_key").filter("known").n_unique(), **dates
+        ),
         "forms": outcome.filter(pl.col("text").is_not_null())
         .group_by("locale", "text", utterance="source")
         .agg(users=pl.col("user_key").n_unique()),
-        "outcomes": per_text.group_by("locale", "utterance", "treatment", bin=as_bin).agg(users=pl.len()),
+        "outcomes": per_text.group_by("locale", "utterance", "treatment", bin=as_bin).agg(users=pl.len(), known=pl.col("known").sum()),
         "treated": per_pair.group_by("locale", "source", "target", "rewrite_id", bin=as_bin).agg(users=pl.len()),
         "interpretations": per_meaning.group_by("locale", "utterance", "intent", "slots", "assistant_version").agg(
             users=pl.len(), served=pl.col("value").sum()
@@ -170,6 +177,8 @@ class Options:
     votes: float = 0.5  # least evidence from users for the goal: content alone proposes nothing
     repeaters: float = 0.5  # share of voters who did it again and again, from which the pair is left out
     lift: float = 0.8  # least probability that the target does better than the source left alone
+    burst: float = 1e-5  # a day's users of a source this unlikely came together: one honest day in 10^5 is lost
+    scarce: float = 2.0  # a target with fewer outside users per user who went to it must be asked for in other wordings too
     label: float = 0.7  # least confidence of a label
     negatives: int = 2  # per positive pair
     pairs_per_goal: int = 40

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from rewrite import chain, success
 from rewrite.text import PLACEHOLDER
+from rewrite.trust import believed, shared_once, synchronised
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
@@ -33,7 +34,7 @@ REACH = 1e-3
 @dataclass(frozen=True)
 class Pool:
     """texts: row number = id, sorted by (locale, utterance), with
-    `locale, utterance, users, first, last, text, served, votes, untouched, goal, goal_id, membership, intent, slots,
+    `locale, utterance, users, known (of them not new), first, last, text, served, votes, untouched, goal, goal_id, membership, intent, slots,
     meaning_users, numbers, placeholder`; served = pooled P(served | left alone), works = P(it serves half of
     them or more), goal = dense goal number.
     meanings: id, intent, slots, users, served (millionths), assistant_version; most served first within a text.
@@ -70,7 +71,7 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
     count = alone.group_by("id").agg(
         votes=pl.col("users").sum(), untouched=pl.col("users").filter(pl.col("treatment") == "untouched").sum()
     )
-    pooled = success.pool(alone["id"].to_numpy(), alone["bin"].to_numpy(), alone["users"].to_numpy(), texts["group"].to_numpy())
+    pooled = success.pool(alone["id"].to_numpy(), alone["bin"].to_numpy(), believed(alone).to_numpy(), texts["group"].to_numpy())
     texts = (
         texts.with_columns(served=pl.Series(pooled.mean, dtype=pl.Float64), works=pl.Series(1 - pooled.below(0.5), dtype=pl.Float64))
         .join(forms, on=at, how="left", maintain_order="left")
@@ -97,9 +98,11 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
         .join(ids.rename({"id": "s", "utterance": "source"}), on=["locale", "source"])
         .join(ids.rename({"id": "t", "utterance": "target"}), on=["locale", "target"])
         .filter(pl.col("s") != pl.col("t"))
-        .group_by("s", "ask", "t")  # unknown and untouched are one vote
+        .group_by("s", "ask", "copy", "t")  # unknown and untouched are one vote
         .agg(pl.col("value").max(), pl.col("step").any(), pl.col("events").sum(), pl.col("first").min(), pl.col("last").max())
     )
+    asks = shared_once(asks)
+    asks = asks.filter(~synchronised(asks, options.burst))
     causes = (
         evidence["causes"]
         .join(ids, on=at)

@@ -65,6 +65,7 @@ def failing(users: int = 6, source: str = "lights of", target: str = "lights off
         log.retry(f"u{i}", source, target)
     for i in range(4):
         log.says(f"v{i}", target, 0.95, "lights")
+    log.says("w", f"please {target}", 0.95, "lights")  # what honest users want has more than one wording
     return log
 
 
@@ -152,6 +153,7 @@ def test_two_goals_as_likely_is_ambiguous() -> None:
     log = failing()
     for i in range(6):
         log.retry(f"y{i}", "lights of", "lights on", "lights_on").says(f"z{i}", "lights on", 0.95, "lights_on")
+    log.says("w", "please lights on", 0.95, "lights_on")
     found = mine(log).rewrites.filter(pl.col("source") == "lights of")
     assert set(found["reason"]) == {"ambiguous", "other_goal"}
 

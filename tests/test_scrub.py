@@ -53,6 +53,22 @@ PLANTED = r"(?i)ana\.maria|415 555 \d{4}|4111 1111 1111"
         ("1@ana@", "<mail>"),
         ("1@114154111ana@", "<mail>"),
         ("アナ1111@", "アナ<mail>"),
+        ("pay DE89 3704 0044 0532 0130 00 today", "pay <iban> today"),
+        ("pay de89370400440532013000 now", "pay <iban> now"),
+        ("GB29\u200bNWBK-6016 1331\u00a09268 19", "<iban>"),
+        ("iban no93 8601 1117 947 please pay", "iban <iban> please pay"),
+        ("DE८९ ३७०४ ००४४ ०५३२ ०१३० ००", "<iban>"),
+        ("DE88 3704 0044 0532 0130 00", "DE<number>"),  # the checksum does not hold
+        ("ping 192.168.1.1 now", "ping <ip> now"),
+        ("１９２．１６８．１．１", "<ip>"),
+        ("१९२.१६८.१.१", "<ip>"),
+        ("what is 2001:db8::ff00:42:8329", "what is <ip>"),
+        ("fe80:0:0:0:202:b3ff:fe1e:8329", "<ip>"),
+        ("open https://ana:pw@example.com/x", "open <url>"),
+        ("open https://example.com/?user=ana please", "open <url> please"),
+        ("example.com/a?token=1", "<url>"),
+        ("www.example.com/s/0a1b2c3d4e5f6a7b8c9d", "<url>"),
+        ("https://example.com/#ana", "<url>"),
     ],
 )
 def test_goes(text: str, clean: str) -> None:
@@ -64,7 +80,8 @@ def test_goes(text: str, clean: str) -> None:
     [
         "at 10:30 on 2026-11-22", "2026-11-22 10:30", "22.11.2026", "12/11/2026 at 5", "turn to 101.5", "$1,000,000,000", "1.000.000.000",
         "3@2.50",
-        "message @john", "192.168.1.1", "what is 100 + 2500000", "room 1234567", "<mail>", "4⃣1⃣", "５度", "Ångström ﬁne ½", "", "@",
+        "message @john", "1.2.3", "127.0.0.1", "version 999.1.1.1", "10:30:45", "a::b", "std::move", "open https://example.com/page", "example.com/a?",
+        "www.example.com", "no such thing at all here 12", "what is 100 + 2500000", "room 1234567", "<mail>", "4⃣1⃣", "５度", "Ångström ﬁne ½", "", "@",
     ],
 )  # fmt: skip
 def test_stays_as_it_was(text: str) -> None:
@@ -106,13 +123,14 @@ def test_slots_that_are_not_json() -> None:
 # Texts around the edges of the rules: digits of several scripts, separators seen and unseen, and the parts of addresses.
 _DIGITS = ["1", "23", "415", "4111", "1111", "555555555", "１２", "٣", "²", "⑳", "\U0001d7d8"]
 _SEPARATORS = ["-", "–", " ", "\u00a0", "\u200b", "\t", "\x1f", ".", "/", "(", ")", "+", ":", ",", "@", "＠"]
-_PARTS = st.sampled_from([*_DIGITS, *_SEPARATORS, "ana", ".com", "mail", "ü", "送", "\u0338", "\u0301", "<", ">"])
+_MARKS = ["DE89", "370400440532013000", "http://", "www.", "?q=", "#", "192.168.1.", "::", "fe80:", "db8:1:2:3:4:5:6"]
+_PARTS = st.sampled_from([*_DIGITS, *_SEPARATORS, *_MARKS, "ana", ".com", "mail", "ü", "送", "\u0338", "\u0301", "<", ">"])
 _TEXTS = st.lists(_PARTS, max_size=25).map("".join) | st.text(max_size=60)
 _RUN_LEFT = re.compile(r"\d(?:[\s\-–\u200b]*\d){8,}")
 _DATE_HOUR = re.compile(r"\d{4}-\d\d-\d\d \d\d:")
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(_TEXTS)
 def test_nothing_is_left_and_twice_changes_nothing(text: str) -> None:
     clean, counts = scrub_text(text)
@@ -149,6 +167,29 @@ def test_card_is_told_by_its_checksum(digits: str) -> None:
         assert scrub_text(digits + d)[0] == ("<card>" if d in right else "<number>")
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["DE", "FR", "GB", "NO", "KW", "MT"]), st.integers(0, 10**20), st.sampled_from(["", " ", "-", "\u200b"]))
+def test_iban_is_told_by_its_checksum(country: str, number: int, gap: str) -> None:
+    length = {"DE": 22, "FR": 27, "GB": 22, "NO": 15, "KW": 30, "MT": 31}[country]
+    bank = {"GB": "NWBK", "KW": "CBKU", "MT": "MALT"}.get(country, "")
+    body = bank + str(number).zfill(length)[-(length - 4 - len(bank)) :]
+    check = 98 - int("".join(str(int(c, 36)) for c in f"{body}{country}00")) % 97
+    written = f"{country}{check:02d}{body}"
+    spaced = gap.join(written[i : i + 4] for i in range(0, length, 4))
+    for form in (spaced, spaced.lower()):
+        assert scrub_text(f"to {form}") == ("to <iban>", {"iban": 1})
+    wrong = f"{country}{(check + 1) % 100:02d}{body}"
+    assert "iban" not in scrub_text(wrong)[1]
+
+
+def test_region_tells_national_phone_numbers() -> None:
+    texts = pl.Series("u", ["call 0712 345 678", "call 0712 345 678", "number 123 456 789", None, "0712345678"])
+    locales = pl.Series(["sw-KE", "en-US", "sw-KE", "sw-KE", None])
+    clean, counts = scrub(texts, locales)
+    assert clean.to_list() == ["call <phone>", "call <number>", "number <number>", None, "<number>"]
+    assert counts["phone"].to_list() == [1, 0, 0, 0, 0]
+
+
 def test_long_texts_take_linear_time() -> None:
     start = time.process_time()
     for text in [
@@ -159,6 +200,12 @@ def test_long_texts_take_linear_time() -> None:
         "1" + " " * 200_000 + "x",
         "+1." * 70_000,
         "あ" * 200_000 + "@",
+        "a." * 100_000 + "/",
+        "www." * 50_000,
+        "a://" * 50_000,
+        "1:" * 100_000,
+        "1.1.1." * 30_000,
+        "de89 1" * 30_000,
     ]:
         scrub_text(text)
     assert time.process_time() - start < 10

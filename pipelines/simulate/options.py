@@ -93,3 +93,30 @@ class SimulateOptions:
             wrong.append(f"--assistant {self.assistant!r}: should be 1 to 64 letters, digits, dots or dashes")
         if wrong:
             raise UsageError("\n".join(wrong))
+
+
+@dataclass(frozen=True)
+class SiegeOptions:
+    """Attacks a log with rings of fake accounts of every kind and size, and shows how many of their rewrites would be released.
+
+    Nothing is written to a lake.
+
+    Example: sayagain siege --logs ./world/log.parquet --sizes 3,9,50
+    """
+
+    logs: str = opt("", "a Parquet file in the log contract", metavar="FILE")
+    kinds: str = opt("", "kinds of rings, separated by commas; default: all", metavar="LIST")
+    sizes: str = opt("3,5,9,20,50", "accounts per ring, separated by commas", metavar="LIST")
+    rings: int = opt(60, "rings per kind and size, fewer where they would outnumber a seventh of the users", kind=int, metavar="N")
+    seed: int = opt(0, "another seed: other sources and other accounts", kind=int, metavar="N")
+    out: str = opt("", "also keep the figures here, as JSON", metavar="FILE")
+    quiet: bool = opt(False, "no progress on the terminal")
+
+    def validate(self) -> None:
+        """Raises UsageError before anything is read."""
+        if not self.logs:
+            raise UsageError("--logs is missing: name a Parquet file, such as the log.parquet of `sayagain simulate`")
+        if not all(s.strip().isdigit() and int(s) > 0 for s in self.sizes.split(",")):
+            raise UsageError(f"--sizes {self.sizes!r}: should be numbers of accounts, separated by commas")
+        if self.rings < 1:
+            raise UsageError(f"--rings {self.rings}: should be 1 or more")

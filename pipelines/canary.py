@@ -1,0 +1,76 @@
+"""Votes for the canary: the window's last fifth is what happened, the days before are what the candidates were made from."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from pipelines import shards, window
+from pipelines.context import Context
+from pipelines.store import Manifest, Store
+from rewrite.contracts import GOALS, VOTES
+
+if TYPE_CHECKING:
+    from quality.measures import Measure
+
+LAST = 5  # a fifth of the window is predicted
+LEAST_DAYS = 5  # fewer days with votes have no fifth
+SERVED = 0.5
+
+
+def settings(context: Context, as_of: date) -> dict[str, Any] | None:
+    """What `try_out` needs; None when the canary is off or the window is too short."""
+    c = context.config
+    days = context.window(as_of)
+    if not c.gates.canary_votes or len(days) < LEAST_DAYS:
+        return None
+    later = days[-max(1, len(days) // LAST) :]
+    return {
+        "votes": window.manifests(context, as_of),
+        "from": later[0],
+        "most": c.gates.canary_votes,
+        "rules": window.rules(context),
+        "k": c.privacy.k,
+        "burst": c.privacy.burst,
+        "scarce": c.privacy.scarce,
+    }
+
+
+def try_out(store: Store, s: dict[str, Any] | None) -> list[Measure]:
+    """The canary's measures of whole buckets of users, as many as `most` votes hold. Goals are not used: they know the later days."""
+    from quality.canary import canary
+    from rewrite import evidence, trust
+
+    if s is None:
+        return []
+    buckets = _read(store, s["votes"], s["most"])
+    early = [v.filter(pl.col("date") < s["from"]) for v in buckets]
+    believed = trust.learn((trust.sketch(v) for v in early), s["rules"])
+    merged = evidence.merge_evidence([evidence.bucket_evidence(v, believed) for v in early])
+    options = evidence.Options(k=s["k"], burst=s["burst"], scarce=s["scarce"])
+    goals = pl.DataFrame(GOALS.empty_table())
+    labels = evidence.candidates(merged, goals, as_of=s["from"], k=s["k"], options=options).labels.filter(pl.col("decision") == "proposed")
+    late = pl.concat([v.filter(pl.col("date") >= s["from"], pl.col("value") >= SERVED) for v in buckets])
+    return canary(_usual(pl.concat(early)), labels.select("locale", "utterance", "intent", "confidence"), _usual(late))
+
+
+def _read(store: Store, manifests: list[Manifest], most: int) -> list[pl.DataFrame]:
+    """Votes per bucket of users, until `most` rows are read; at least one bucket."""
+    out: list[pl.DataFrame] = []
+    for shard in shards.by_bucket(manifests):
+        if out and sum(v.height for v in out) >= most:
+            break
+        out.append(shards.read(store, shard, VOTES.names).drop("bucket"))
+    return out
+
+
+def _usual(votes: pl.DataFrame) -> pl.DataFrame:
+    """locale, utterance, intent, users: what a text that was left alone was usually understood as, by users."""
+    key = ["locale", "source"]
+    alone = votes.filter(pl.col("kind") == "outcome", pl.col("treatment") != "rewritten", pl.col("intent").is_not_null())
+    counts = alone.group_by(*key, "intent").agg(users=pl.col("user_key").n_unique())
+    counts = counts.sort(*key, "users", "intent", descending=[False, False, True, False])
+    usual = counts.unique(key, keep="first", maintain_order=True)
+    return usual.select("locale", "intent", "users", utterance="source")
