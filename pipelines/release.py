@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 import polars as pl
 
-from pipelines import engine, modelstore, registry, reporting, shards
+from pipelines import embed, engine, modelstore, registry, reporting, shards, versions, window
 from pipelines.context import Context
 from pipelines.errors import LakeError, Refused
 from pipelines.plan import Plan, Todo
@@ -38,8 +38,8 @@ class BuildRelease(beam.DoFn):
         tables = {t: shards.whole(store, t, f"as_of={as_of}") for t in TABLES}
         parent = None
         if s["parent"]:
-            read = lambda path: store.get(f"releases/{s['parent']}/{path}")  # noqa: E731
-            parent = manifest.load_parent(manifest.read_manifest(read("manifest.json")), read)
+            opened = registry.Opened(store, s["parent"])
+            parent = release.Parent(s["parent"], date.fromisoformat(opened.manifest["as_of"]), opened.tables())
         built = release.build_release(
             {n: f for n, f in candidates.items() if f is not None},
             tables["goals"],
@@ -53,9 +53,12 @@ class BuildRelease(beam.DoFn):
         )
         verdicts = gates.run_gates(built.tables, built.metrics, k=s["k"])
         status = "refused" if verdicts.refused else "empty" if built.empty and parent is None else "released"
-        if status == "released" and built.nothing_new(parent, renew_days=s["renew"]):
+        retracted = status == "released" and registry.is_retracted(store, built.release_id)
+        if retracted or (status == "released" and built.nothing_new(parent, renew_days=s["renew"])):
             status = "nothing_new"
         seen = reporting.release_data(store, as_of, status, built, verdicts, candidates, tables, s)
+        if retracted:
+            seen.why = f"{built.release_id} was retracted, and the same evidence and settings make the same release again"
         counts: dict[str, Any] = {
             "status": status,
             "release_id": built.release_id,
@@ -63,7 +66,9 @@ class BuildRelease(beam.DoFn):
             "gates": json.loads(verdicts.to_json()),
         }
         if status == "released":
-            files = manifest.package(built, verdicts, more=reporting.release_files(seen, built, verdicts), inputs=s["inputs"])
+            files = manifest.package(
+                built, verdicts, more=reporting.release_files(seen, built, verdicts), inputs=s["inputs"], parent=parent
+            )
             for path, data in files.items():
                 store.put(f"_attempts/{self._attempt}/releases/{built.release_id}/{path}", data)
             counts |= {"files": list(files), "manifest_sha256": hashlib.sha256(files["manifest.json"]).hexdigest()}
@@ -125,11 +130,7 @@ def run(context: Context, report: Any) -> None:
         "renew": c.release.renew,
         "config": c.fingerprint("privacy", "release", "evidence", "embedding.model", "sessions", "run.seed"),
         "parent": parent.release_id if parent else None,
-        "inputs": {
-            "candidates": {n: m.content for n in CANDIDATES if (m := store.manifest("candidates", f"as_of={as_of}/{n}"))},
-            "model": modelstore.current(store),
-            "embedding": c.embedding.model,
-        },
+        "inputs": _inputs(context, as_of),
         "days": [str(d) for d in context.window(as_of)],
     }
     if manifest is None and context.window(as_of):
@@ -151,6 +152,22 @@ def run(context: Context, report: Any) -> None:
         context.exit_code = Refused.exit_code
 
 
+def _inputs(context: Context, as_of: date) -> dict[str, Any]:
+    """What the release is made from, for its manifest: partitions and their hashes, models, configuration, versions."""
+    store = context.store
+    embedded = embed.current(context)
+    return {
+        "candidates": {n: m.content for n in CANDIDATES if (m := store.manifest("candidates", f"as_of={as_of}/{n}"))},
+        "goals": {t: m.content for t in TABLES if (m := store.manifest(t, f"as_of={as_of}"))},
+        "votes": {m.partition: m.content for m in window.manifests(context, as_of)},
+        "model": modelstore.current(store),
+        "embedding": context.config.embedding.model,
+        "embedding_fingerprint": embedded.partition.removeprefix("model=") if embedded else None,
+        "config": context.config.as_dict(),
+        **versions.made_by(),
+    }
+
+
 def _publish(context: Context, attempt: str, as_of: date, counts: dict[str, Any], splits: list[dict[str, Any]]) -> None:
     """Files, then the manifest, then what hangs on it, then `LATEST`: a run that dies in between is finished by the next."""
     store, release_id = context.store, counts["release_id"]
@@ -158,5 +175,5 @@ def _publish(context: Context, attempt: str, as_of: date, counts: dict[str, Any]
         store.move(f"_attempts/{attempt}/releases/{release_id}/{path}", f"releases/{release_id}/{path}")
     engine.publish(context, "release", splits, [Manifest("splits", f"as_of={as_of}", "release", release_id)])
     entry = {"release_id": release_id, "as_of": str(as_of), "manifest_sha256": counts["manifest_sha256"], "rows": counts["rows"]}
-    store.put_new(f"queue/{release_id}.json", (json.dumps(entry, indent=1, sort_keys=True) + "\n").encode())
+    store.put(f"queue/{release_id}.json", (json.dumps(entry, indent=1, sort_keys=True) + "\n").encode())
     store.put(registry.LATEST, f"{release_id}\n".encode())

@@ -1,0 +1,102 @@
+"""Options of the commands that look after a lake: releases, queue, forgetting. Imports nothing heavy, so `--help` is instant."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pipelines.errors import UsageError
+from pipelines.options import opt
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def seconds(text: str, flag: str) -> float:
+    """Seconds of a duration as people write it: 90s, 30m, 2h, 1d. Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if not found or not float(found[1]):
+        raise UsageError(f"{flag} {text!r}: should be a number and a unit (s, m, h, d), such as 2h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+@dataclass(frozen=True)
+class LakeOptions:
+    """What every command on a lake takes."""
+
+    lake: str = opt("", "the lake: a folder, or s3://bucket/prefix, gs://bucket/prefix", metavar="DIR")
+    config: str | None = opt(None, "TOML file; `sayagain config` prints one with every key", metavar="FILE")
+    json: bool = opt(False, "print JSON on stdout, for scripts")
+    quiet: bool = False
+
+    def validate(self) -> None:
+        """Raises UsageError before anything is started."""
+        if not self.lake:
+            raise UsageError("--lake is missing: name the folder that holds everything, such as --lake ./lake")
+
+
+@dataclass(frozen=True)
+class ReleasesListOptions(LakeOptions):
+    """Lists the releases of a lake, oldest first: rows, parent, whether one was retracted, which one is LATEST.
+
+    Example: sayagain releases list --lake ./lake
+    """
+
+
+@dataclass(frozen=True)
+class ReleasesShowOptions(LakeOptions):
+    """Shows one release: rows per table and locale, what changed since its parent, gates, what happened to it since.
+
+    Example: sayagain releases show r2026-01-31 --lake ./lake
+    The id may be shortened to a unique beginning; without one it is LATEST.
+    """
+
+    release: str = opt("LATEST", "release id, or its beginning", metavar="RELEASE")
+
+
+@dataclass(frozen=True)
+class ReleasesDiffOptions(LakeOptions):
+    """Shows what changed between two releases: rows added, changed and retired, table by table.
+
+    Example: sayagain releases diff r2026-01-24 r2026-01-31 --lake ./lake --table rewrites
+    """
+
+    old: str = opt("", "release id, or its beginning", metavar="OLD")
+    new: str = opt("LATEST", "release id, or its beginning", metavar="NEW")
+    table: str = opt("", "only this table", metavar="TABLE", choices=("rewrites", "labels", "goals", "pairs"))
+    rows: int = opt(5, "how many rows of each kind are shown", metavar="N", kind=int)
+
+
+@dataclass(frozen=True)
+class ReleasesRollbackOptions(LakeOptions):
+    """Goes back to an earlier release: every newer one is retracted, LATEST moves, the next release follows this one.
+
+    Example: sayagain releases rollback --to r2026-01-24 --reason "lights rewritten to music" --lake ./lake
+    Trainers that hold or trained a retracted release are told by the queue. A retraction is for ever.
+    """
+
+    to: str = opt("", "the release to go back to; default: the one before LATEST", metavar="RELEASE")
+    reason: str = opt("", "why, for whoever reads it later", metavar="TEXT")
+
+    def validate(self) -> None:
+        super().validate()
+        _reason(self.reason)
+
+
+@dataclass(frozen=True)
+class ReleasesRetractOptions(LakeOptions):
+    """Takes one release back for ever: LATEST moves off it, nobody is given it, no later release has it as parent.
+
+    Example: sayagain releases retract r2026-01-31 --reason "poisoned rewrites" --lake ./lake
+    """
+
+    release: str = opt("", "release id, or its beginning", metavar="RELEASE")
+    reason: str = opt("", "why, for whoever reads it later", metavar="TEXT")
+
+    def validate(self) -> None:
+        super().validate()
+        _reason(self.reason)
+
+
+def _reason(reason: str) -> None:
+    if not reason.strip():
+        raise UsageError('--reason is missing: say why, such as --reason "poisoned rewrites"; it is kept with the release')
