@@ -100,3 +100,89 @@ class ReleasesRetractOptions(LakeOptions):
 def _reason(reason: str) -> None:
     if not reason.strip():
         raise UsageError('--reason is missing: say why, such as --reason "poisoned rewrites"; it is kept with the release')
+
+
+@dataclass(frozen=True)
+class QueueListOptions(LakeOptions):
+    """Lists what the retraining queue holds: ready, claimed (by whom, until when), acked, superseded, retracted, dead.
+
+    Example: sayagain queue list --lake ./lake
+    """
+
+
+@dataclass(frozen=True)
+class QueueClaimOptions(LakeOptions):
+    """Takes the newest release that nobody has trained on, for as long as the lease; or a retraction of one that somebody did.
+
+    Example: sayagain queue claim --lease 2h --consumer trainer-1 --lake ./lake
+    Prints a receipt for renew, ack and nack. A lease that runs out gives the release to the next consumer; after
+    queue.tries claims without an ack it is a dead letter. --json prints null when there is nothing to do.
+    """
+
+    lease: str = opt("2h", "how long it is yours: 90s, 30m, 2h, 1d", metavar="TIME")
+    consumer: str = opt("", "your name, for whoever looks; default: USER@HOST", metavar="NAME")
+    key: str = opt("", "asking again under the same key gives what you hold, not another", metavar="KEY")
+
+
+@dataclass(frozen=True)
+class QueueRenewOptions(LakeOptions):
+    """Holds a claimed release longer, and says whether it was superseded or retracted meanwhile.
+
+    Example: sayagain queue renew r2026-01-31-0123456789ab.train.1.89abcdef --lease 2h --lake ./lake
+    """
+
+    receipt: str = opt("", "what claim printed", metavar="RECEIPT")
+    lease: str = opt("2h", "how long from now: 90s, 30m, 2h, 1d", metavar="TIME")
+
+
+@dataclass(frozen=True)
+class QueueAckOptions(LakeOptions):
+    """Says that a release is trained, and as which version of the assistant; saying it twice is saying it once.
+
+    Example: sayagain queue ack r2026-01-31-0123456789ab.train.1.89abcdef --assistant-version v42 --lake ./lake
+    The version should be what the log calls assistant_version, so that reports can compare before and after.
+    """
+
+    receipt: str = opt("", "what claim printed", metavar="RECEIPT")
+    assistant_version: str = opt("", "the build that was trained on it", metavar="VERSION")
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.assistant_version.strip():
+            raise UsageError("--assistant-version is missing: name the build that was trained, as the log will name it")
+
+
+@dataclass(frozen=True)
+class QueueNackOptions(LakeOptions):
+    """Gives a claimed release back at once, for another consumer to try.
+
+    Example: sayagain queue nack r2026-01-31-0123456789ab.train.1.89abcdef --lake ./lake
+    """
+
+    receipt: str = opt("", "what claim printed", metavar="RECEIPT")
+
+
+@dataclass(frozen=True)
+class QueueRetryOptions(LakeOptions):
+    """Puts a dead letter back into the queue, with fresh tries.
+
+    Example: sayagain queue retry r2026-01-31 --lake ./lake
+    """
+
+    release: str = opt("", "release id, or its beginning", metavar="RELEASE")
+
+
+@dataclass(frozen=True)
+class QueueRetractOptions(ReleasesRetractOptions):
+    """Takes a release back: no consumer is given it, who holds it is told at renew, who trained on it gets a message.
+
+    Example: sayagain queue retract r2026-01-31 --reason "poisoned rewrites" --lake ./lake
+    """
+
+
+@dataclass(frozen=True)
+class RegistryRebuildOptions(LakeOptions):
+    """Rebuilds the queue's database from the lake: what was acknowledged stays so; leases are gone.
+
+    Example: sayagain registry rebuild --lake ./lake
+    """

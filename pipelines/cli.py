@@ -28,8 +28,20 @@ COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "releases diff": ("pipelines.releases", a.ReleasesDiffOptions, ("old", "new")),
     "releases rollback": ("pipelines.releases", a.ReleasesRollbackOptions, ()),
     "releases retract": ("pipelines.releases", a.ReleasesRetractOptions, ("release",)),
+    "queue list": ("pipelines.queue", a.QueueListOptions, ()),
+    "queue claim": ("pipelines.queue", a.QueueClaimOptions, ()),
+    "queue renew": ("pipelines.queue", a.QueueRenewOptions, ("receipt",)),
+    "queue ack": ("pipelines.queue", a.QueueAckOptions, ("receipt",)),
+    "queue nack": ("pipelines.queue", a.QueueNackOptions, ("receipt",)),
+    "queue retry": ("pipelines.queue", a.QueueRetryOptions, ("release",)),
+    "queue retract": ("pipelines.queue", a.QueueRetractOptions, ("release",)),
+    "registry rebuild": ("pipelines.queue", a.RegistryRebuildOptions, ()),
 }
-GROUPS = {"releases": "What was released, what changed, and the way back."}
+GROUPS = {
+    "releases": "What was released, what changed, and the way back.",
+    "queue": "The retraining queue: releases for trainers, at least once, one consumer at a time.",
+    "registry": "The database behind the queue: a projection of the lake.",
+}
 """Commands of two words, by their first."""
 
 ABOUT = """\

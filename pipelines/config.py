@@ -90,6 +90,18 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Queue:
+    """The retraining queue."""
+
+    tries: int = key(
+        3, "claims without an ack before a release is a dead letter: a crash or two are no proof that it is bad", low=1, high=100
+    )
+    database: str = key(
+        "", "SQLAlchemy URL; SAYAGAIN_DATABASE if it has a password. Default: SQLite beside a local lake; a remote lake needs one"
+    )
+
+
+@dataclass(frozen=True)
 class Run:
     """The run itself."""
 
@@ -110,6 +122,7 @@ class Config:
     embedding: Embedding = Embedding()
     evidence: Evidence = Evidence()
     release: Release = Release()
+    queue: Queue = Queue()
     run: Run = Run()
 
     def fingerprint(self, *sections: str) -> str:

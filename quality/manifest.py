@@ -65,7 +65,7 @@ def package(
     files = {f"{name}.parquet": parquet_bytes(release.tables[name], schema) for name, schema in RELEASED.items()}
     files["gates.json"] = verdicts.to_json().encode()
     files.update(sorted((more or {}).items()))
-    tables = {
+    tables: dict[str, Any] = {
         name: {
             "rows": release.tables[name].height,
             "rows_sha256": release.rows_sha256[name],
