@@ -186,3 +186,36 @@ class RegistryRebuildOptions(LakeOptions):
 
     Example: sayagain registry rebuild --lake ./lake
     """
+
+
+@dataclass(frozen=True)
+class ForgetOptions(LakeOptions):
+    """Forgets users: their rows, what only they said, and whatever was made of it; their log rows never come in again.
+
+    Example: sayagain forget --user u-12345 --lake ./lake
+    Releases that were shipped do not change: it lists those that hold texts of theirs and what falls below k.
+    """
+
+    user: str = opt("", "the user id, as the log has it", metavar="ID")
+    file: str = opt("", "a file of user ids, one a line", metavar="FILE")
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.user and not self.file:
+            raise UsageError("--user or --file is missing: name a user id as the log has it, or a file of them, one a line")
+
+
+@dataclass(frozen=True)
+class GcOptions(LakeOptions):
+    """Removes what is older than the retention: days of turns, what only they said, old as-of tables, runs and models.
+
+    Example: sayagain gc --older-than 400d --lake ./lake
+    Ages count back from the newest day in the lake, never from the clock. Releases stay.
+    """
+
+    older_than: str = opt("", "an age such as 400d, or a date: days before it go", metavar="DAYS|DATE")
+
+    def validate(self) -> None:
+        super().validate()
+        if not re.fullmatch(r"\d+d|\d{4}-\d\d-\d\d", self.older_than):
+            raise UsageError(f"--older-than {self.older_than!r}: should be a number of days such as 400d, or a date such as 2026-01-31")

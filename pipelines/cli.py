@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "queue nack": ("pipelines.queue", a.QueueNackOptions, ("receipt",)),
     "queue retry": ("pipelines.queue", a.QueueRetryOptions, ("release",)),
     "queue retract": ("pipelines.queue", a.QueueRetractOptions, ("release",)),
+    "forget": ("pipelines.forget", a.ForgetOptions, ()),
+    "gc": ("pipelines.gc", a.GcOptions, ()),
     "registry rebuild": ("pipelines.queue", a.RegistryRebuildOptions, ()),
 }
 GROUPS = {
