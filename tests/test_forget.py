@@ -200,9 +200,9 @@ def test_on_a_mined_lake(tmp_path):
     key = pseudonyms(pl.Series([user]), bytes(32))[0]
     turn_ids = rows.filter(pl.col("user_id") == user)["turn_id"].to_list()
     secrets = [user, key, *(t for t in alone if len(t) > 12)]
-    assert len(found(str(lake), *secrets)) > 20
     out = json.loads(run("forget", "--user", user, "--lake", str(lake), "--json").stdout)
-    whole = [s for s in secrets if s == key or not any(s in other for other in said.filter(pl.col("user_id") != user)["key"].unique())]
+    others = "\n".join(said.filter(pl.col("user_id") != user)["key"].unique())
+    whole = [s for s in secrets if s == key or s not in others][:40]
     assert len(whole) > 5 and found(str(lake), *whole) == []
     kept = pl.concat([pl.DataFrame(pl.from_arrow(Store(str(lake)).read("turns", p))) for p in Store(str(lake)).manifests("turns")])
     assert key not in kept["user_key"].to_list() and turn_ids
