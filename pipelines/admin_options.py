@@ -219,3 +219,15 @@ class GcOptions(LakeOptions):
         super().validate()
         if not re.fullmatch(r"\d+d|\d{4}-\d\d-\d\d", self.older_than):
             raise UsageError(f"--older-than {self.older_than!r}: should be a number of days such as 400d, or a date such as 2026-01-31")
+
+
+@dataclass(frozen=True)
+class OpenOptions(LakeOptions):
+    """SQL over the finished tables of a lake, turn-level ones included (they are private), and what every column means.
+
+    Example: sayagain open --lake ./lake --sql "SELECT locale, count(*) FROM turns GROUP BY 1"
+    --columns prints the dictionary; on a terminal, without --sql, a Python prompt opens with `db` (DuckDB).
+    """
+
+    sql: str = opt("", "a query; tables of the newest release are released_rewrites, released_labels ...", metavar="QUERY")
+    columns: bool = opt(False, "print every view, its columns and what they mean")

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "queue retract": ("pipelines.queue", a.QueueRetractOptions, ("release",)),
     "forget": ("pipelines.forget", a.ForgetOptions, ()),
     "gc": ("pipelines.gc", a.GcOptions, ()),
+    "open": ("pipelines.openlake", a.OpenOptions, ()),
     "registry rebuild": ("pipelines.queue", a.RegistryRebuildOptions, ()),
 }
 GROUPS = {

@@ -181,7 +181,9 @@ def load_tables(
             data = read(entry["path"])
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise TamperedRelease(f"{entry['path']} of {manifest['release_id']} is not what its manifest says; fetch it again")
-            frames.append(pl.DataFrame(pl.from_arrow(pq.read_table(io.BytesIO(data)))))
+            # no thread of Arrow's pools: one that is busy when a short command ends aborts the process
+            table = pq.read_table(io.BytesIO(data), use_threads=False, pre_buffer=False)
+            frames.append(pl.DataFrame(pl.from_arrow(table)))
         out[name] = pl.concat(frames)
     return out
 

@@ -61,9 +61,15 @@ SAYS = [("anna", "play jazz"), ("ben", "play jazz"), ("anna", "my diary please")
 
 
 @pytest.fixture
-def lake(tmp_path):
+def lake(template, tmp_path):
+    shutil.copytree(template, tmp_path / "lake")
+    return Store(str(tmp_path / "lake"))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
     """Two days; everybody but dora says one text, anna one of her own; goals, candidates, vectors and a model of them."""
-    store = Store(str(tmp_path / "lake"))
+    store = Store(str(tmp_path_factory.mktemp("lakes") / "lake"))
     info = {"format": 1, "buckets": 16, "lake_id": "l", "key_fingerprint": _fingerprint(bytes(32))}
     store.put("lake.json", json.dumps(info).encode())
     for n, day in enumerate(("2026-01-01", "2026-01-02")):
@@ -88,7 +94,7 @@ def lake(tmp_path):
     store.put("models/CURRENT", b"m\n")
     store.put("models/m/model.json", json.dumps({"stats": [{"reference": ["play jazz"]}]}).encode())
     store.put("models/old/model.json", b"{}")
-    return store
+    return store.root
 
 
 def forget(lake, *words, code=0):

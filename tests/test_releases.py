@@ -205,3 +205,20 @@ def test_a_release_loads_with_one_line(made, library, tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(registry.Opened(Store(store.root), ids[-1]).manifest["tables"]["labels"]["rows"])
+
+
+def test_open_sees_finished_tables_only(lake, capsys):
+    pytest.importorskip("duckdb", reason="DuckDB is not installed (it is in the dev extra)")
+    store, ids = lake
+    Path(store.root, "releases", "half-written").mkdir()
+    query = "SELECT count(*) AS n FROM released_rewrites WHERE source = 'play jass'"
+    assert json.loads(say(capsys, "open", "--lake", store.root, "--sql", query, "--json")) == [{"n": 1}]
+    registry.retract(store, ids[-1], "bad")
+    assert json.loads(say(capsys, "open", "--lake", store.root, "--sql", query, "--json")) == [{"n": 0}]
+    described = json.loads(say(capsys, "open", "--lake", store.root, "--columns", "--json"))
+    assert all(meaning for name in described for _, _, meaning in described[name])
+    assert "Parser Error" in say(capsys, "open", "--lake", store.root, "--sql", "SELEKT", code=1)
+    assert "--sql is missing" in say(capsys, "open", "--lake", store.root, code=2)
+    path = Path(store.root, "releases", ids[1], "labels.parquet")
+    path.write_bytes(path.read_bytes() + b" ")
+    assert "labels.parquet" in say(capsys, "open", "--lake", store.root, "--sql", query, code=1)

@@ -87,16 +87,19 @@ def _train(job: Job, test: pl.DataFrame, options: argparse.Namespace) -> int:
         raise UsageError(f"{job.release_id}: its labels have fewer than two intents outside of the test set: there is nothing to learn")
 
     model = load_model(options.model, options.seed)
-    before = accuracy(model, labels, test)
+    unseen = job.load("pairs").filter(pl.col("split").is_in(["dev", "test"]))
+    before, near_before = accuracy(model, labels, test), nearest(model, unseen)
     fine_tune(model, pairs, options.epochs, options.seed)
-    after = accuracy(model, labels, test)
+    after, near_after = accuracy(model, labels, test), nearest(model, unseen)
     common = labels.group_by("intent").agg(pl.col("sample_weight").sum()).sort("sample_weight", "intent")["intent"][-1]
-    known = test["intent"].is_in(labels["intent"].unique().implode()).mean()
+    known = share(test["intent"].is_in(labels["intent"].unique().implode()))
+    frequent = share(test["intent"] == common)
     print(f"test set of {test.height:,}: {known:.1%} of it has an intent that the labels know")
-    print(f"  most frequent intent          {(test['intent'] == common).mean():.1%}")
+    print(f"  most frequent intent          {frequent:.1%}")
     print(f"  labels, the model as it was   {before:.1%}")
     print(f"  labels, fine-tuned on pairs   {after:.1%}")
-    if max(before, after) <= (test["intent"] == common).mean():
+    print(f"goals that it was not trained on: nearest text is of the same goal {near_before:.1%} -> {near_after:.1%}")
+    if max(before, after) <= frequent:
         print("no better than the most frequent intent: given back")
         job.nack()
         return 3
@@ -179,6 +182,24 @@ def accuracy(model: Any, labels: pl.DataFrame, test: pl.DataFrame) -> float:
     weight = labels["sample_weight"].fill_null(0.0).to_numpy()
     classifier = LogisticRegression(C=20.0, max_iter=500).fit(vectors(labels["utterance"]), labels["intent"].to_numpy(), weight)
     return float((classifier.predict(vectors(test["key"])) == test["intent"].to_numpy()).mean())
+
+
+def share(hits: pl.Series) -> float:
+    """Of true values."""
+    return float(hits.to_numpy().mean())
+
+
+def nearest(model: Any, pairs: pl.DataFrame) -> float:
+    """Share of the pairs' texts whose nearest other text is of their own goal; 0 when there are none."""
+    sides = [pairs.select("goal_id", text=side) for side in ("anchor", "positive")]
+    texts = pl.concat(sides).unique().unique("text", keep="none").sort("text")
+    if texts.height < 2:
+        return 0.0
+    vectors = np.asarray(model.encode(texts["text"].to_list(), normalize_embeddings=True, show_progress_bar=False), np.float32)
+    likeness = vectors @ vectors.T
+    np.fill_diagonal(likeness, -1)
+    goals = texts["goal_id"].to_numpy()
+    return float((goals[likeness.argmax(axis=1)] == goals).mean())
 
 
 def save(model: Any, folder: Path) -> None:
