@@ -86,8 +86,9 @@ def _daily(context: Context, theirs: pl.Series, buckets: set[int], users: list[s
     store = context.store
     removed = dict.fromkeys(("votes", "rephrases", "outcomes", "rejects", "turns"), 0)
     for partition, turns in store.manifests("turns").items():
-        said = [(f, pl.DataFrame(pl.from_arrow(store.read_file(f, ["user_key", "turn_id"])))) for f in turns.files if f.bucket in buckets]
-        rows = pl.concat([frame for _, frame in said]) if said else pl.DataFrame(schema={"user_key": pl.String, "turn_id": pl.String})
+        columns = ["user_key", "turn_id", "locale"]
+        said = [pl.DataFrame(pl.from_arrow(store.read_file(f, columns))) for f in turns.files if f.bucket in buckets]
+        rows = pl.concat(said) if said else pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
         own = rows.filter(pl.col("user_key").is_in(theirs))
         # A turn id is unique per user only. Where another user of these buckets has the same one, rows of both go, and the
         # day is scored again by the next `detect`.
@@ -103,9 +104,17 @@ def _daily(context: Context, theirs: pl.Series, buckets: set[int], users: list[s
             print_ = manifest.fingerprint
             if print_ == detect._fingerprint(context, turns, model):  # was current
                 print_ = "some turn ids were shared" if shared else detect._fingerprint(context, after, model)
-            drop = _drop("user_key", theirs) if table == "votes" else _drop("turn_id", ids)
-            inputs = manifest.inputs | {"turns": after.content}
-            removed[table] += erase.rewrite(context, manifest, drop, buckets, fingerprint=print_, inputs=inputs)
+            taken: list[pa.Table] = []
+            drop = _drop("user_key", theirs, taken) if table == "votes" else _drop("turn_id", ids, taken)
+            kept, gone_ = erase.changed(context, manifest, drop, buckets)
+            counts = manifest.counts
+            if gone_ and counts:
+                part = pl.DataFrame(pl.from_arrow(pa.concat_tables(taken)))
+                counts = _less(counts, detect._counts(table, part, own.group_by("locale").len()))
+            more = {"files": kept, "fingerprint": print_, "counts": counts, "inputs": manifest.inputs | {"turns": after.content}}
+            if (new := Manifest(**vars(manifest) | more)) != manifest:
+                store.publish(erase.attempt(context), new)
+            removed[table] += gone_
         if n:
             store.publish(erase.attempt(context), after)
         removed["turns"] += n
@@ -115,12 +124,22 @@ def _daily(context: Context, theirs: pl.Series, buckets: set[int], users: list[s
     return removed
 
 
-def _drop(column: str, which: pl.Series) -> Any:
+def _drop(column: str, which: pl.Series, taken: list[pa.Table] | None = None) -> Any:
+    """Drops rows by a column; those that went are added to `taken`."""
+
     def change(data: pa.Table) -> pa.Table:
-        hit = erase.strings(data, column).is_in(which).fill_null(False)
-        return data.filter(pc.invert(hit.to_arrow()))
+        hit = erase.strings(data, column).is_in(which).fill_null(False).to_arrow()
+        if taken is not None:
+            taken.append(data.filter(hit))
+        return data.filter(pc.invert(hit))
 
     return change
+
+
+def _less(counts: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
+    """Counts by locale without those of the rows that went."""
+    left = {loc: {n: v - taken.get("by_locale", {}).get(loc, {}).get(n, 0) for n, v in c.items()} for loc, c in counts["by_locale"].items()}
+    return counts | {"by_locale": {loc: c for loc, c in left.items() if any(c.values())}}
 
 
 def _drop_rejects(theirs: pl.Series, users: list[str]) -> Any:

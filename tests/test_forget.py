@@ -39,8 +39,11 @@ def bytes_of(path: Path) -> bytes:
 
 def found(lake: str, *needles: str) -> list[str]:
     """Files of the lake that hold any of the strings, as LAKE-relative path: string."""
-    files = [p for p in sorted(Path(lake).rglob("*")) if p.is_file()]
-    return [f"{p.relative_to(lake)}: {n}" for p in files for n in needles if n.encode() in bytes_of(p)]
+    out = []
+    for path in sorted(p for p in Path(lake).rglob("*") if p.is_file()):
+        blob = bytes_of(path)
+        out += [f"{path.relative_to(lake)}: {n}" for n in needles if n.encode() in blob]
+    return out
 
 
 def put(store: Store, table: str, partition: str, rows: list[dict], schema, by_user: bool = True) -> None:
@@ -212,6 +215,8 @@ def test_on_a_mined_lake(tmp_path):
     assert len(whole) > 5 and found(str(lake), *whole) == []
     kept = pl.concat([pl.DataFrame(pl.from_arrow(Store(str(lake)).read("turns", p))) for p in Store(str(lake)).manifests("turns")])
     assert key not in kept["user_key"].to_list() and turn_ids
+    for manifest in Store(str(lake)).manifests("outcomes").values():  # what the report's funnel counts
+        assert sum(c["turns"] for c in manifest.counts["by_locale"].values()) == manifest.rows
     assert out["releases"][0]["rows_with_their_texts"] > 0 and out["releases"][0]["rows_below_k"]
 
     again = tmp_path / "again"
