@@ -192,12 +192,13 @@ from pipelines.queue import Queue
 from pipelines.store import Store
 lake, lake_id, database, name, die = sys.argv[1:]
 queue = Queue(Store(lake), lake_id, database=database)
-for _ in range(25):
-    m = queue.claim(name, 1.5)
+lease = 60.0 if die == "no" else 1.0
+for _ in range(30):
+    m = queue.claim(name, lease)
     if m:
         if die == "claimed": os._exit(137)
         Path(lake + ".trained").open("a").write(f"{m.release_id} {name}\\n")
-        queue.renew(m.receipt, 1.5)
+        queue.renew(m.receipt, lease)
         if die == "trained": os._exit(137)
         queue.ack(m.receipt, f"v-{name}")
         break
