@@ -21,6 +21,8 @@ from rewrite.contracts import CANDIDATES, RELEASED
 VERSION = 1
 READS = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 WRITES = {n: s.names for n, s in RELEASED.items()}
+NO_SAY = ("run.shard_turns", "embedding.device", "embedding.chunk", "queue.tries", "queue.database")
+"""Configuration keys that change no row: release bytes do not hold them, nor the host that a database's URL names."""
 TABLES = ("goals", "goal_changes", "goal_edges")
 
 
@@ -155,7 +157,7 @@ def run(context: Context, report: Any) -> None:
 def _inputs(context: Context, as_of: date) -> dict[str, Any]:
     """What the release is made from, for its manifest: partitions and their hashes, models, configuration, versions."""
     store = context.store
-    embedded = embed.current(context)
+    embedded, config = embed.current(context), context.config.as_dict()
     return {
         "candidates": {n: m.content for n in CANDIDATES if (m := store.manifest("candidates", f"as_of={as_of}/{n}"))},
         "goals": {t: m.content for t in TABLES if (m := store.manifest(t, f"as_of={as_of}"))},
@@ -163,7 +165,7 @@ def _inputs(context: Context, as_of: date) -> dict[str, Any]:
         "model": modelstore.current(store),
         "embedding": context.config.embedding.model,
         "embedding_fingerprint": embedded.partition.removeprefix("model=") if embedded else None,
-        "config": context.config.as_dict(),
+        "config": {s: kept for s, keys in config.items() if (kept := {k: v for k, v in keys.items() if f"{s}.{k}" not in NO_SAY})},
         **versions.made_by(),
     }
 
