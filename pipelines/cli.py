@@ -11,6 +11,7 @@ import sys
 import textwrap
 from typing import Any
 
+from pipelines import admin_options as a
 from pipelines import options as o
 from pipelines.errors import SayagainError
 
@@ -25,7 +26,29 @@ COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "simulate": ("pipelines.simulate.job", "pipelines.simulate.options:SimulateOptions", ()),
     "siege": ("pipelines.simulate.siege", "pipelines.simulate.options:SiegeOptions", ()),
     "demo": ("pipelines.demo", o.DemoOptions, ()),
+    "releases list": ("pipelines.releases", a.ReleasesListOptions, ()),
+    "releases show": ("pipelines.releases", a.ReleasesShowOptions, ("release",)),
+    "releases diff": ("pipelines.releases", a.ReleasesDiffOptions, ("old", "new")),
+    "releases rollback": ("pipelines.releases", a.ReleasesRollbackOptions, ()),
+    "releases retract": ("pipelines.releases", a.ReleasesRetractOptions, ("release",)),
+    "queue list": ("pipelines.queue", a.QueueListOptions, ()),
+    "queue claim": ("pipelines.queue", a.QueueClaimOptions, ()),
+    "queue renew": ("pipelines.queue", a.QueueRenewOptions, ("receipt",)),
+    "queue ack": ("pipelines.queue", a.QueueAckOptions, ("receipt",)),
+    "queue nack": ("pipelines.queue", a.QueueNackOptions, ("receipt",)),
+    "queue retry": ("pipelines.queue", a.QueueRetryOptions, ("release",)),
+    "queue retract": ("pipelines.queue", a.QueueRetractOptions, ("release",)),
+    "forget": ("pipelines.forget", a.ForgetOptions, ()),
+    "gc": ("pipelines.gc", a.GcOptions, ()),
+    "open": ("pipelines.openlake", a.OpenOptions, ()),
+    "registry rebuild": ("pipelines.queue", a.RegistryRebuildOptions, ()),
 }
+GROUPS = {
+    "releases": "What was released, what changed, and the way back.",
+    "queue": "The retraining queue: releases for trainers, at least once, one consumer at a time.",
+    "registry": "The database behind the queue: a projection of the lake.",
+}
+"""Commands of two words, by their first."""
 
 LAZY = {
     "simulate": "Makes a log of a simulated assistant, to try your settings on.",
@@ -55,10 +78,17 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sayagain", description=ABOUT, formatter_class=formatter)
     parser.add_argument("--version", action="store_true", help="print the version")
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands (COMMAND --help teaches each)")
+    groups = {}
+    for group, about in GROUPS.items():
+        leaves = sub.add_parser(group, help=about, description=about)
+        groups[group] = leaves.add_subparsers(metavar="COMMAND", title="commands (COMMAND --help teaches each)", required=True)
     for name, (_, entry, positional) in COMMANDS.items():
         doc = textwrap.dedent("    " + (_options(entry).__doc__ or "")) if not isinstance(entry, str) or name == command else ""
         first = doc.strip().split("\n")[0] if doc else LAZY.get(name, "")
-        one = sub.add_parser(name, help=first.replace("%", "%%"), description=doc.strip() or first, formatter_class=formatter)
+        group, _, leaf = name.rpartition(" ")
+        within = groups[group] if group else sub
+        one = within.add_parser(leaf, help=first.replace("%", "%%"), description=doc.strip() or first, formatter_class=formatter)
+        one.set_defaults(command=name)
         if name == command:
             o.add_arguments(one, _options(entry), positional)
     config = sub.add_parser("config", help="Prints the configuration, every key with its default, unit, range and meaning.")
@@ -69,7 +99,8 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command. 0: done, or nothing new; 1: error; 2: wrong usage; 3: a gate refused the release."""
     argv = sys.argv[1:] if argv is None else argv
-    command = next((a for a in argv if not a.startswith("-")), None)
+    words = [word for word in argv if not word.startswith("-")]
+    command = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), None)
     parser = build_parser(command)
     namespace = parser.parse_args(argv)
     try:

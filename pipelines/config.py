@@ -152,6 +152,18 @@ class Gates:
 
 
 @dataclass(frozen=True)
+class Queue:
+    """The retraining queue."""
+
+    tries: int = key(
+        3, "claims without an ack before a release is a dead letter: a crash or two are no proof that it is bad", low=1, high=100
+    )
+    database: str = key(
+        "", "SQLAlchemy URL; SAYAGAIN_DATABASE if it has a password. Default: SQLite beside a local lake; a remote lake needs one"
+    )
+
+
+@dataclass(frozen=True)
 class Run:
     """The run itself."""
 
@@ -173,6 +185,7 @@ class Config:
     evidence: Evidence = Evidence()
     release: Release = Release()
     gates: Gates = Gates()
+    queue: Queue = Queue()
     run: Run = Run()
 
     def fingerprint(self, *sections: str) -> str:

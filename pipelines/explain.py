@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import textwrap
@@ -82,13 +81,13 @@ def tell(context: Context, text: str, as_of: str, locale: str | None, private: b
 
 
 def _released(store: Store, text: str, locale: str | None) -> dict[str, Any] | None:
-    data = store.find(registry.LATEST)
-    if data is None:
+    release_id = registry.newest_id(store)
+    if release_id is None:
         return None
-    release_id = data.decode().strip()
     out: dict[str, Any] = {"release_id": release_id}
+    tables = registry.Opened(store, release_id).tables("rewrites", "labels")
     for name, column in (("rewrites", "source"), ("labels", "utterance")):
-        table = pl.read_parquet(io.BytesIO(store.get(f"releases/{release_id}/{name}.parquet")))
+        table = tables[name]
         out[name] = table.filter(pl.col(column) == text, pl.lit(locale is None) | (pl.col("locale") == (locale or ""))).to_dicts()
     return out
 

@@ -25,7 +25,7 @@ def main(options: GateOptions) -> int:
     if as_of is None or context.store.manifest("candidates", f"as_of={as_of}/pairs") is None:
         have = sorted({p.split("/")[0] for p in context.store.manifests("candidates")})
         raise LakeError(f"there are no candidates as of {as_of}; there are {', '.join(have) or 'none at all: run `sayagain aggregate`'}")
-    built, verdicts, _ = release.judged(context.store, as_of, release.settings(context, as_of))
+    built, verdicts, *_ = release.judged(context.store, as_of, release.settings(context, as_of))
     shown = [v for v in verdicts.verdicts if not v.success]
     if options.json:
         print(json.dumps({"as_of": str(as_of), **verdicts.summary(), "failed": [dataclasses.asdict(v) for v in shown]}))

@@ -19,7 +19,7 @@ import apache_beam as beam
 import polars as pl
 import pyarrow as pa
 
-from pipelines import engine, inputs, sources
+from pipelines import engine, gone, inputs, sources
 from pipelines.config import Config
 from pipelines.context import KEY_ENV, Context
 from pipelines.errors import InputError, LakeError, SayagainError, UsageError
@@ -54,8 +54,19 @@ class Rows:
     counts: Counter[str]  # read, outside, warning:NAME, scrubbed:KIND
 
 
-def convert(block: Block, source: Source, rules: t.Rules, secret: bytes, start: date | None = None, end: date | None = None) -> Rows:
-    """Rows of the log into turns and rejects, scrubbed and under user keys, each with its `partition` and `bucket`."""
+def convert(
+    block: Block,
+    source: Source,
+    rules: t.Rules,
+    secret: bytes,
+    start: date | None = None,
+    end: date | None = None,
+    left_out: gone.Gone | None = None,
+) -> Rows:
+    """Rows of the log into turns and rejects, scrubbed and under user keys, each with its `partition` and `bucket`.
+
+    Rows of users and days that were forgotten (`left_out`) count as outside, as if the log did not have them.
+    """
     counts: Counter[str] = Counter(read=block.rows.height + block.broken.height)
     logged = source.kind == "parquet" and rules.source("rewrite_id") in source.columns
     rows, warnings = t.contract(block.rows, rules, treatment_logged=logged)
@@ -75,6 +86,10 @@ def convert(block: Block, source: Source, rules: t.Rules, secret: bytes, start: 
         input=pl.lit(source.path),
         partition=pl.coalesce(pl.format("date={}", day), pl.lit(partition(source.day) if source.day else UNDATED)),
     ).drop("user_id")
+    if left_out:
+        forgotten = left_out.mask(inside)
+        counts["outside"] += int(forgotten.sum())
+        inside = inside.filter(~forgotten)
 
     good, bad = inside.filter(pl.col("reason").is_null()), inside.filter(pl.col("reason").is_not_null())
     scrubbed, kinds = _scrub(good)
@@ -138,6 +153,7 @@ class Job:
     groups: int  # per date; a group is the buckets that agree modulo this
     start: date | None = None
     end: date | None = None
+    left_out: gone.Gone | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +195,7 @@ class _Read(beam.DoFn):
         try:
             secret = _secret()
             for block in sources.read(work, job.rules, job.rows):
-                rows = convert(block, work.source, job.rules, secret, job.start, job.end)
+                rows = convert(block, work.source, job.rules, secret, job.start, job.end, job.left_out)
                 counts += rows.counts
                 for kind, frame in ((b"t", rows.turns), (b"r", rows.rejects)):
                     keyed = frame.with_columns(group=pl.col("bucket") % job.groups)
@@ -324,7 +340,9 @@ def run(context: Context, report: Any) -> None:
         # few rows: one group per date, whatever its buckets; many: as many groups as keep one small even if all is one date
         groups = next(g for g in (1, 2, 4, 8, BUCKETS) if g * held >= rows or g == BUCKETS)
         attempt = f"{context.attempt}/ingest"
-        job = Job(context.store, attempt, rules, frozenset(files), context.config.sessions.gap, held, groups, start, end)
+        job = Job(
+            context.store, attempt, rules, frozenset(files), context.config.sessions.gap, held, groups, start, end, gone.read(context.store)
+        )
         work = [*(s for f in files.values() for s in sources.shards(f, held)), *(Touch(p) for p in sorted(made.touch))]
         os.environ[KEY_ENV] = context.user_key().hex()
         receipts = engine.execute(context, "ingest", work, Ingest(job))

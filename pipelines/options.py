@@ -290,6 +290,8 @@ def add_arguments(parser: argparse.ArgumentParser, options: type, positional: tu
                 kw["nargs" if f.name == "logs" else "action"] = "+" if f.name == "logs" else "append"
             elif f.default not in (None, "", ()):
                 kw["help"] += f" (default: {f.default})"
+        if f.name in positional and f.default not in ("", ()):
+            kw["nargs"] = "?"
         flag = f.name if f.name in positional else "--" + (m["name"] or f.name).replace("_", "-")
         parser.add_argument(flag, **kw)
 

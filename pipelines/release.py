@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 import polars as pl
 
-from pipelines import engine, modelstore, registry, reporting, shards
+from pipelines import embed, engine, modelstore, registry, reporting, shards, versions, window
 from pipelines.canary import settings as canary_settings
 from pipelines.canary import try_out
 from pipelines.context import Context
@@ -26,12 +26,15 @@ from rewrite.contracts import CANDIDATES, RELEASED
 if TYPE_CHECKING:
     from quality.gates import Verdicts
     from quality.holdback import Held
+    from quality.release import Parent
     from quality.release import Release as Built
     from quality.reportdata import ReportData
 
 VERSION = 2
 READS = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 WRITES = {n: s.names for n, s in RELEASED.items()}
+NO_SAY = ("run.shard_turns", "embedding.device", "embedding.chunk", "queue.tries", "queue.database", "release.test_set")
+"""Configuration keys that change no row, or name a place on some machine: release bytes do not hold them."""
 TABLES = ("goals", "goal_changes", "goal_edges")
 
 
@@ -45,7 +48,7 @@ class BuildRelease(beam.DoFn):
         from quality import manifest
 
         store, s = self._store, self._settings
-        built, verdicts, seen = judged(store, as_of, s)
+        built, verdicts, seen, parent = judged(store, as_of, s)
         counts: dict[str, Any] = {
             "status": seen.status,
             "release_id": built.release_id,
@@ -53,7 +56,8 @@ class BuildRelease(beam.DoFn):
             "gates": json.loads(verdicts.to_json()),
         }
         if seen.status == "released":
-            files = manifest.package(built, verdicts, more=reporting.release_files(seen, built, verdicts), inputs=s["inputs"])
+            more = reporting.release_files(seen, built, verdicts)
+            files = manifest.package(built, verdicts, more=more, inputs=s["inputs"], parent=parent)
             for path, data in files.items():
                 store.put(f"_attempts/{self._attempt}/releases/{built.release_id}/{path}", data)
             counts |= {"files": list(files), "manifest_sha256": hashlib.sha256(files["manifest.json"]).hexdigest()}
@@ -63,9 +67,10 @@ class BuildRelease(beam.DoFn):
         yield {"table": "releases", "partition": str(as_of), "entry": {"bucket": None, "path": ""}, "counts": counts}
 
 
-def judged(store: Store, as_of: date, s: dict[str, Any]) -> tuple[Built, Verdicts, ReportData]:
-    """The release of a date as it would be, the gates' verdicts on it, and what a report shows of it; nothing is written."""
-    from quality import gates, holdback, manifest, release
+def judged(store: Store, as_of: date, s: dict[str, Any]) -> tuple[Built, Verdicts, ReportData, Parent | None]:
+    """The release of a date as it would be, the gates' verdicts on it, what a report shows of it, and its parent; nothing
+    is written."""
+    from quality import gates, holdback, release
     from quality.measures import Limits, measures
 
     candidates = {n: shards.whole(store, "candidates", f"as_of={as_of}/{n}") for n in CANDIDATES}
@@ -74,8 +79,8 @@ def judged(store: Store, as_of: date, s: dict[str, Any]) -> tuple[Built, Verdict
     found, tables["goals"] = holdback.hold_back(found, tables["goals"], s["held"])
     parent = None
     if s["parent"]:
-        read = lambda path: store.get(f"releases/{s['parent']}/{path}")  # noqa: E731
-        parent = manifest.load_parent(manifest.read_manifest(read("manifest.json")), read)
+        opened = registry.Opened(store, s["parent"])
+        parent = release.Parent(s["parent"], date.fromisoformat(opened.manifest["as_of"]), opened.tables())
     built = release.build_release(
         found,
         tables["goals"],
@@ -90,9 +95,13 @@ def judged(store: Store, as_of: date, s: dict[str, Any]) -> tuple[Built, Verdict
     measured = measures(built.tables, parent.tables if parent else None, found) + try_out(store, s["canary"])
     verdicts = gates.run_gates(built.tables, built.metrics, k=s["k"], measured=measured, limits=Limits(**s["limits"]))
     status = "refused" if verdicts.refused else "empty" if built.empty and parent is None else "released"
-    if status == "released" and built.nothing_new(parent, renew_days=s["renew"]):
+    retracted = status == "released" and registry.is_retracted(store, built.release_id)
+    if retracted or (status == "released" and built.nothing_new(parent, renew_days=s["renew"])):
         status = "nothing_new"
-    return built, verdicts, reporting.release_data(store, as_of, status, built, verdicts, found, tables, s)
+    seen = reporting.release_data(store, as_of, status, built, verdicts, found, tables, s)
+    if retracted:
+        seen.why = f"{built.release_id} was retracted, and the same evidence and settings make the same release again"
+    return built, verdicts, seen, parent
 
 
 class Release(beam.PTransform):
@@ -178,11 +187,7 @@ def settings(context: Context, as_of: date) -> dict[str, Any]:
         "renew": c.release.renew,
         "config": c.fingerprint("privacy", "release", "evidence", "embedding.model", "sessions", "run.seed"),
         "parent": parent.release_id if parent else None,
-        "inputs": {
-            "candidates": {n: m.content for n in CANDIDATES if (m := store.manifest("candidates", f"as_of={as_of}/{n}"))},
-            "model": modelstore.current(store),
-            "embedding": c.embedding.model,
-        },
+        "inputs": _inputs(context, as_of),
         "gap": c.sessions.gap,
         "days": [str(d) for d in context.window(as_of)],
     }
@@ -213,6 +218,22 @@ def _test_texts(path: str) -> list[str]:
     return [str(t) for t in table[column].drop_nulls()]
 
 
+def _inputs(context: Context, as_of: date) -> dict[str, Any]:
+    """What the release is made from, for its manifest: partitions and their hashes, models, configuration, versions."""
+    store = context.store
+    embedded, config = embed.current(context), context.config.as_dict()
+    return {
+        "candidates": {n: m.content for n in CANDIDATES if (m := store.manifest("candidates", f"as_of={as_of}/{n}"))},
+        "goals": {t: m.content for t in TABLES if (m := store.manifest(t, f"as_of={as_of}"))},
+        "votes": {m.partition: m.content for m in window.manifests(context, as_of)},
+        "model": modelstore.current(store),
+        "embedding": context.config.embedding.model,
+        "embedding_fingerprint": embedded.partition.removeprefix("model=") if embedded else None,
+        "config": {s: kept for s, keys in config.items() if (kept := {k: v for k, v in keys.items() if f"{s}.{k}" not in NO_SAY})},
+        **versions.made_by(),
+    }
+
+
 def _publish(context: Context, attempt: str, as_of: date, counts: dict[str, Any], splits: list[dict[str, Any]]) -> None:
     """Files, then the manifest, then what hangs on it, then `LATEST`: a run that dies in between is finished by the next."""
     store, release_id = context.store, counts["release_id"]
@@ -220,5 +241,5 @@ def _publish(context: Context, attempt: str, as_of: date, counts: dict[str, Any]
         store.move(f"_attempts/{attempt}/releases/{release_id}/{path}", f"releases/{release_id}/{path}")
     engine.publish(context, "release", splits, [Manifest("splits", f"as_of={as_of}", "release", release_id)])
     entry = {"release_id": release_id, "as_of": str(as_of), "manifest_sha256": counts["manifest_sha256"], "rows": counts["rows"]}
-    store.put_new(f"queue/{release_id}.json", (json.dumps(entry, indent=1, sort_keys=True) + "\n").encode())
+    store.put(f"queue/{release_id}.json", (json.dumps(entry, indent=1, sort_keys=True) + "\n").encode())
     store.put(registry.LATEST, f"{release_id}\n".encode())

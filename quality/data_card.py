@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import polars as pl
 
+from quality.describe import TABLES
 from quality.gates import Verdicts
 from quality.reasons import sentence
 from quality.release import Release
-
-ABOUT = {
-    "rewrites": "serve `target` to someone who says `source`",
-    "labels": "utterances with the intent that users confirmed, for supervised training (`sample_weight`)",
-    "goals": "which texts ask for the same thing",
-    "pairs": "anchor, positive and negative texts for contrastive training",
-    "retired": "rewrites of the parent that must no longer be served",
-    "goal_changes": "what became of the parent's goals",
-}
 
 
 def data_card(release: Release, verdicts: Verdicts) -> str:
     """Markdown; the same release gives the same text. It names no text that users said."""
     tables = release.tables
-    rows = "\n".join(f"| `{name}` | {tables[name].height:,} | {about} |" for name, about in ABOUT.items())
+    rows = "\n".join(f"| `{name}` | {tables[name].height:,} | {about} |" for name, about in TABLES.items())
     left_out = release.dropped.group_by("table", "reason", maintain_order=True).agg(pl.col("rows").sum())
     dropped = "\n".join(f"| {table} | {sentence(reason)} | {n:,} |" for table, reason, n in left_out.iter_rows())
     failed = "\n".join(
@@ -61,6 +53,17 @@ No human annotated anything: labels rest on what users did after a turn. {parent
 {"Left out on the way:" if dropped else "Nothing that was proposed had to be left out."}
 
 {"| table | reason | rows |" + chr(10) + "| --- | --- | ---: |" + chr(10) + dropped if dropped else ""}
+
+## Read it
+
+Every table is one Parquet file; `schema/NAME.json` describes its columns (JSON Schema), `croissant.json` the whole (Croissant 1.0).
+
+```python
+polars.read_parquet("labels.parquet")
+pandas.read_parquet("labels.parquet")
+duckdb.sql("SELECT * FROM 'labels.parquet'")
+datasets.load_dataset(".", "labels", split="train")  # from this folder; its only split holds all rows, see the column `split`
+```
 
 ## Use it with care
 

@@ -18,7 +18,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from quality.release import Parent, Release, release_id
+from quality.delta import delta
+from quality.describe import croissant, dataset_card_header, json_bytes, json_schema
+from quality.release import Parent, Release, release_id, rows_sha256
 from rewrite.contracts import RELEASED
 from rewrite.text import KEY_VERSION
 
@@ -47,17 +49,23 @@ def parquet_bytes(table: pl.DataFrame, schema: pa.Schema) -> bytes:
 
 
 def package(
-    release: Release, verdicts: Verdicts, *, more: Mapping[str, bytes] | None = None, inputs: Mapping[str, Any] | None = None
+    release: Release,
+    verdicts: Verdicts,
+    *,
+    more: Mapping[str, bytes] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    parent: Parent | None = None,
 ) -> dict[str, bytes]:
     """Path -> bytes of every file of the release, `manifest.json` last.
 
     `more`: other files (`data_card.md`, `report.html`), which must hold no clock and no host; `inputs`: what the
-    release was made from (manifest hashes, model fingerprints, versions), copied into the manifest.
+    release was made from (manifest hashes, configuration, model fingerprints, versions), copied into the manifest;
+    `parent`: what the delta is against.
     """
     files = {f"{name}.parquet": parquet_bytes(release.tables[name], schema) for name, schema in RELEASED.items()}
     files["gates.json"] = verdicts.to_json().encode()
     files.update(sorted((more or {}).items()))
-    tables = {
+    tables: dict[str, Any] = {
         name: {
             "rows": release.tables[name].height,
             "rows_sha256": release.rows_sha256[name],
@@ -67,6 +75,12 @@ def package(
         for name, schema in RELEASED.items()
     }
     of_tables = {f"{name}.parquet" for name in RELEASED}
+    locales = _by_locale(release.tables)
+    for name in RELEASED:
+        files[f"schema/{name}.json"] = json_bytes(json_schema(name))
+    entries = {name: table["files"][0] for name, table in tables.items()}
+    files["croissant.json"] = json_bytes(croissant(release.release_id, release.as_of.isoformat(), entries))
+    files["README.md"] = dataset_card_header(release.release_id, list(locales)).encode() + files.get("data_card.md", b"")
     manifest = {
         "format": FORMAT,
         "release_id": release.release_id,
@@ -76,12 +90,29 @@ def package(
         "key_version": KEY_VERSION,
         "config_fingerprint": release.config_fingerprint,
         "tables": tables,
+        "locales": locales,
+        "delta": delta(parent.tables if parent else None, release.tables),
         "files": [_entry(path, data) for path, data in sorted(files.items()) if path not in of_tables],
         "gates": verdicts.summary(),
         "inputs": dict(inputs or {}),
     }
-    files[MANIFEST] = (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
+    files[MANIFEST] = json_bytes(manifest)
     return files
+
+
+def _by_locale(tables: Mapping[str, pl.DataFrame]) -> dict[str, dict[str, int]]:
+    """Locale -> table -> rows."""
+    counts: dict[str, dict[str, int]] = {}
+    for name, locale in (
+        ("rewrites", "locale"),
+        ("labels", "locale"),
+        ("goals", "locale"),
+        ("pairs", "locale_anchor"),
+        ("retired", "locale"),
+    ):
+        for found, n in tables[name].group_by(locale).len().iter_rows():
+            counts.setdefault(found or "und", {})[name] = n
+    return {found: dict(sorted(n.items())) for found, n in sorted(counts.items())}
 
 
 def _entry(path: str, data: bytes) -> dict[str, Any]:
@@ -130,7 +161,10 @@ def verify(manifest: Mapping[str, Any], read: Callable[[str], bytes]) -> None:
                 f"{path} of {manifest['release_id']} has {len(data)} bytes, sha256 {found[:12]}, not {expected} as its manifest says; "
                 "fetch the release again or roll back"
             )
-    hashes = {name: table["rows_sha256"] for name, table in manifest["tables"].items()}
+    hashes = {name: rows_sha256(table) for name, table in load_tables(manifest, read, tuple(manifest["tables"])).items()}
+    for name, found in hashes.items():
+        if found != manifest["tables"][name]["rows_sha256"]:
+            raise TamperedRelease(f"the rows of {name} of {manifest['release_id']} are not those that its manifest was made for")
     identity = release_id(date.fromisoformat(manifest["as_of"]), hashes, manifest["config_fingerprint"], manifest["parent"])
     if identity != manifest["release_id"]:
         raise TamperedRelease(f"{MANIFEST} says {manifest['release_id']}, but its rows, configuration and parent make {identity}")
@@ -147,7 +181,9 @@ def load_tables(
             data = read(entry["path"])
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise TamperedRelease(f"{entry['path']} of {manifest['release_id']} is not what its manifest says; fetch it again")
-            frames.append(pl.read_parquet(io.BytesIO(data)))
+            # no thread of Arrow's pools: one that is busy when a short command ends aborts the process
+            table = pq.read_table(io.BytesIO(data), use_threads=False, pre_buffer=False)
+            frames.append(pl.DataFrame(pl.from_arrow(table)))
         out[name] = pl.concat(frames)
     return out
 

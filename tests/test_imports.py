@@ -32,7 +32,7 @@ def within(name: str, *packages: str) -> bool:
     return any(name == p or name.startswith(p + ".") for p in packages)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["config"], *([c, "--help"] for c in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["config"], *([*c.split(), "--help"] for c in COMMANDS)], ids=" ".join)
 def test_help_loads_nothing_heavy(arguments):
     code = f"import sys\nfrom pipelines.cli import main\ntry: main({arguments!r})\nexcept SystemExit as e: assert not e.code\n"
     code += f"loaded = sorted(set({HEAVY!r}) & set(sys.modules))\nassert not loaded, loaded"

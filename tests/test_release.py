@@ -251,7 +251,8 @@ def test_manifest_tells_everything_and_tampering_is_found() -> None:
     assert list(files)[-1] == "manifest.json"
     manifest = read_manifest(files["manifest.json"])
     assert manifest["inputs"] == {"model": "m1"} and manifest["tables"]["rewrites"]["rows"] == 2
-    assert {e["path"] for e in manifest["files"]} == {"gates.json", "report.html"}
+    schemas = {f"schema/{name}.json" for name in RELEASED}
+    assert {e["path"] for e in manifest["files"]} == {"gates.json", "report.html", "README.md", "croissant.json"} | schemas
     verify(manifest, files.__getitem__)
     for path in set(files) - {"manifest.json"}:
         with pytest.raises(TamperedRelease, match=path):
