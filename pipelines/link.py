@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from datetime import date
 from typing import Any
@@ -18,7 +19,7 @@ from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
 
-VERSION = 1
+VERSION = 2
 READS = {"votes": contracts.VOTES.names, "embeddings": ["key", "vector"], "goals": contracts.GOALS.names}
 WRITES = {"goals": contracts.GOALS.names, "goal_edges": contracts.GOAL_EDGES.names, "goal_changes": contracts.GOAL_CHANGES.names}
 SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CHANGES, "goals": contracts.GOALS}  # goals last
@@ -28,7 +29,7 @@ class BuildGoals(beam.DoFn):
     """The window's evidence -> the goal graph of every locale together; emits receipts."""
 
     def __init__(
-        self, store: Store, attempt: str, as_of: date, k: int, embeddings: Manifest | None, last: Manifest | None, seed: int, sent: int
+        self, store: Store, attempt: str, as_of: date, k: int, embeddings: embed.Current | None, last: Manifest | None, seed: int, sent: int
     ):
         self._store, self._attempt, self._as_of, self._k = store, attempt, as_of, k
         self._embeddings, self._last, self._seed, self._sent = embeddings, last, seed, sent
@@ -58,7 +59,7 @@ class BuildGoals(beam.DoFn):
         links = links.join(texts.select("locale", source="utterance"), on=["locale", "source"], how="semi").join(
             texts.select("locale", target="utterance"), on=["locale", "target"], how="semi"
         )
-        vectors = embed.vectors(self._store, self._embeddings, texts["utterance"])
+        vectors, _ = embed.vectors(self._store, self._embeddings, texts["locale"], texts["utterance"])
         last = None
         if self._last is not None:
             parts = [pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._last.files]
@@ -93,7 +94,7 @@ def predecessor(store: Store, table: str, as_of: date) -> Manifest | None:
 
 def _fingerprint(context: Context, as_of: date) -> str:
     embeddings, last = embed.current(context), predecessor(context.store, "goals", as_of)
-    more = [embeddings.partition if embeddings else "", last.content if last else ""]
+    more = [json.dumps(embeddings.partitions, sort_keys=True) if embeddings else "", last.content if last else ""]
     return window.fingerprint(context, as_of, context.config.fingerprint("privacy", "run.seed"), *more, str(VERSION))
 
 
@@ -123,7 +124,10 @@ def run(context: Context, report: Any) -> None:
         transform = Link(context.store, attempt, as_of, c.privacy.k, have, last, c.run.seed, len(work))
         receipts = engine.execute(context, "link", work, transform, expect=len(SCHEMAS))
         fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"
-        counts = next(r["counts"] for r in receipts if r["table"] == "goals")
+        counts = next(r["counts"] for r in receipts if r["table"] == "goals") | {"models": have.choice}
         engine.publish(context, "link", receipts, [Manifest(t, partition, "link", fingerprint, counts=counts) for t in SCHEMAS])
     texts = sum(r["entry"]["rows"] for r in receipts if r["table"] == "goals")
     report.counts = {"texts": texts, "goals": counts["goals"]}
+    for locale, row in have.choice.items():
+        others = ", ".join(f"{name} {row['far_auc'][name]:.3f}" for name in row["far_auc"]) or "nothing measured"
+        context.say(f"texts of {locale} are read by {row['model']}: {row['why']} ({row['pairs']} pairs; {others})")

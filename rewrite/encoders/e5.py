@@ -227,7 +227,8 @@ class E5(InputModule):
         done, out = 0, []
         for length, count in groups:
             part = qkv[done : done + length * count].view(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            mixed = F.scaled_dot_product_attention(*part.unbind(0))
+            q, k, v = part.unbind(0)
+            mixed = F.scaled_dot_product_attention(q, k, v)
             out.append(mixed.transpose(1, 2).reshape(length * count, self.hidden))
             done += length * count
         return torch.cat(out)
