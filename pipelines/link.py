@@ -59,12 +59,14 @@ class BuildGoals(beam.DoFn):
         links = links.join(texts.select("locale", source="utterance"), on=["locale", "source"], how="semi").join(
             texts.select("locale", target="utterance"), on=["locale", "target"], how="semi"
         )
-        vectors, _ = embed.vectors(self._store, self._embeddings, texts["locale"], texts["utterance"])
+        vectors, model = embed.vectors(self._store, self._embeddings, texts["locale"], texts["utterance"])
         last = None
         if self._last is not None:
             parts = [pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._last.files]
             last = pl.concat(parts) if parts else None
-        graph = goals.build_goals(texts.select("locale", "utterance", "users", "served"), vectors, links, served, last, seed=self._seed)
+        graph = goals.build_goals(
+            texts.select("locale", "utterance", "users", "served"), vectors, links, served, last, seed=self._seed, models=model
+        )
         partition = f"as_of={self._as_of}"
         for table, schema in SCHEMAS.items():
             frame = getattr(graph, {"goals": "goals", "goal_edges": "edges", "goal_changes": "changes"}[table])

@@ -32,7 +32,9 @@ def main(options: LinkOptions) -> int:
         ),
         "served": pl.DataFrame(schema={**dict.fromkeys(("locale", "utterance", "intent", "slots"), pl.String), "weight": pl.Float64}),
     }
-    graph = build_goals(texts, vectors, empty["links"], empty["served"], seed=c.run.seed)
+    by = {locale: str(row["model"]) for locale, row in choice.items()}
+    model = texts["locale"].replace_strict(by, default=None, return_dtype=pl.String)
+    graph = build_goals(texts, vectors, empty["links"], empty["served"], seed=c.run.seed, models=model)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(engine.conform(graph.goals, contracts.GOALS), out / "goals.parquet")

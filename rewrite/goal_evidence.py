@@ -6,6 +6,7 @@ itself; there is no cosine that holds for two models or two languages.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ class Interpretations:
 
     key: np.ndarray
     anchor: np.ndarray
+    names: tuple[str, ...] = ()  # of each key: (intent, slots) as JSON
 
 
 def interpretations(texts: pl.DataFrame, served: pl.DataFrame) -> Interpretations:
@@ -72,7 +74,7 @@ def interpretations(texts: pl.DataFrame, served: pl.DataFrame) -> Interpretation
     at = best["i"].to_numpy()
     key[at] = best["key"].to_numpy()
     anchor[at] = best["slots"].str.contains(r':"[^"]').to_numpy()
-    return Interpretations(key, anchor)
+    return Interpretations(key, anchor, tuple(json.dumps(row) for row in names.select("intent", "slots").iter_rows()))
 
 
 def same_numbers(utterances: list[str], left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -176,7 +178,7 @@ def _curve(
     3. Nothing but the texts: how much more crowded it is at this cosine than among random pairs.
     """
     judged = (meaning.key[left] >= 0) & (meaning.key[right] >= 0) & (meaning.anchor[left] | meaning.anchor[right])
-    curve = _isotonic(cosine[judged], (meaning.key[left] == meaning.key[right])[judged])
+    curve = isotonic_curve(cosine[judged], (meaning.key[left] == meaning.key[right])[judged])
     if curve is not None:
         return "interpretations", curve
     if len(vectors) < FEWEST_TEXTS:
@@ -198,7 +200,7 @@ def _curve(
             i, j = left[judged], right[judged]
             direct = np.asarray(graph[i, j]).ravel() > 0
             shared = np.asarray(graph[i].multiply(graph[j]).sum(axis=1)).ravel() > 0
-            curve = _isotonic(cosine[judged], direct | shared)
+            curve = isotonic_curve(cosine[judged], direct | shared)
             if curve is not None:
                 # Only a part of what is one goal was ever linked: the part seen where nothing but one goal is left, at the
                 # nearest neighbours (Elkan & Noto 2008, learning from positive and unlabelled examples).
@@ -207,7 +209,7 @@ def _curve(
     return "background", background
 
 
-def _isotonic(cosine: np.ndarray, same: np.ndarray) -> pl.DataFrame | None:
+def isotonic_curve(cosine: np.ndarray, same: np.ndarray) -> pl.DataFrame | None:
     """Monotone regression, read at the middles of 20 equally filled bins; None with too few pairs to say."""
     if len(same) < FEWEST_PAIRS or same.sum() < FEWEST_POSITIVES:
         return None
