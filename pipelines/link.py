@@ -68,12 +68,18 @@ class BuildGoals(beam.DoFn):
             texts.select("locale", "utterance", "users", "served"), vectors, links, served, last, seed=self._seed, models=model
         )
         partition = f"as_of={self._as_of}"
+        recall = graph.curves["recall"].min() if graph.curves.height else 1.0
         for table, schema in SCHEMAS.items():
             frame = getattr(graph, {"goals": "goals", "goal_edges": "edges", "goal_changes": "changes"}[table])
             entry = self._store.attempt(self._attempt, table, partition, engine.conform(frame, schema))
             goals_n = frame["goal_id"].n_unique() if table == "goals" else 0
             yield engine.receipt(
-                table, partition, entry, goals=goals_n, embedded=0 if vectors is None else int(np.isfinite(vectors[:, 0]).sum())
+                table,
+                partition,
+                entry,
+                goals=goals_n,
+                recall=recall,
+                embedded=0 if vectors is None else int(np.isfinite(vectors[:, 0]).sum()),
             )
 
 
@@ -129,7 +135,7 @@ def run(context: Context, report: Any) -> None:
         counts = next(r["counts"] for r in receipts if r["table"] == "goals") | {"models": have.choice}
         engine.publish(context, "link", receipts, [Manifest(t, partition, "link", fingerprint, counts=counts) for t in SCHEMAS])
     texts = sum(r["entry"]["rows"] for r in receipts if r["table"] == "goals")
-    report.counts = {"texts": texts, "goals": counts["goals"]}
+    report.counts = {"texts": texts, "goals": counts["goals"], "recall of neighbours": f"{counts['recall']:.3f}"}
     for locale, row in have.choice.items():
         others = ", ".join(f"{name} {row['far_auc'][name]:.3f}" for name in row["far_auc"]) or "nothing measured"
         context.say(f"texts of {locale} are read by {row['model']}: {row['why']} ({row['pairs']} pairs; {others})")
