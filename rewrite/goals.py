@@ -103,7 +103,6 @@ def build_goals(
             vectors,
             [""] * texts.height if models is None else models.gather(texts["row"]).to_list(),
             [says[k] if k >= 0 else None for k in meaning.key.tolist()],
-            seed,
         )
         edges = pl.concat([edges, across], how="diagonal")
         goals = _one_exemplar(goals.with_columns(goal=pl.Series(joined)))

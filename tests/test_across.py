@@ -11,7 +11,8 @@ from rewrite.goals import build_goals
 
 LINKS = {"locale": pl.String, "source": pl.String, "target": pl.String, "users": pl.Int64, "weight": pl.Float64}
 SERVED = {"locale": pl.String, "utterance": pl.String, "intent": pl.String, "slots": pl.String, "users": pl.Int64, "weight": pl.Float64}
-TOPICS = 120
+TOPICS = 300
+MEANINGS = [f"m{i}" for i in range(TOPICS)] * 2
 
 
 def two_languages(noise=0.15, seed=0):
@@ -30,25 +31,29 @@ def joined(result):
 
 
 def test_the_same_topics_meet():
-    found = joined(join_locales(*two_languages(), ["m"] * 240, [None] * 240))
+    found = joined(join_locales(*two_languages(), ["m"] * 600, MEANINGS))
     assert len(found) > 0.9 * TOPICS
     assert all(a == b for a, b in found)
 
 
 def test_other_models_and_unrelated_texts_do_not_meet():
     locale, cluster, weight, vectors = two_languages()
-    assert joined(join_locales(locale, cluster, weight, vectors, ["m"] * 120 + ["n"] * 120, [None] * 240)) == []
+    assert joined(join_locales(locale, cluster, weight, vectors, ["m"] * 300 + ["n"] * 300, MEANINGS)) == []
     noise = np.random.default_rng(1).normal(size=vectors.shape).astype(np.float32)
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    assert len(joined(join_locales(locale, cluster, weight, noise, ["m"] * 240, [None] * 240))) < 0.05 * TOPICS
-    assert joined(join_locales(locale, cluster, weight, 0 * vectors, ["m"] * 240, [None] * 240)) == []
+    assert len(joined(join_locales(locale, cluster, weight, noise, ["m"] * 600, MEANINGS))) < 0.05 * TOPICS
+    assert joined(join_locales(locale, cluster, weight, 0 * vectors, ["m"] * 600, MEANINGS)) == []
 
 
 def test_what_was_served_something_else_does_not_meet():
-    meanings = [f"m{i}" for i in range(TOPICS)] + [f"m{i}" if i % 2 else "other" for i in range(TOPICS)]
-    found = joined(join_locales(*two_languages(), ["m"] * 240, meanings))
+    meanings = [f"m{i}" for i in range(TOPICS)] + [f"m{i}" if i % 8 else "other" for i in range(TOPICS)]
+    found = joined(join_locales(*two_languages(), ["m"] * 600, meanings))
     assert found
-    assert all(a == b and a % 2 for a, b in found)
+    assert all(a == b and a % 8 for a, b in found)
+
+
+def test_without_anything_served_no_locales_meet():
+    assert joined(join_locales(*two_languages(), ["m"] * 600, [None] * 600)) == []
 
 
 def test_a_goal_holds_one_cluster_of_a_locale_at_most():
@@ -57,7 +62,7 @@ def test_a_goal_holds_one_cluster_of_a_locale_at_most():
     third = np.array(["ja"] * TOPICS, dtype=object)
     order = np.concatenate([locale, third])
     more = np.concatenate([vectors, vectors[np.random.default_rng(2).permutation(TOPICS)]])
-    got, links = join_locales(order, np.arange(360), np.full(360, 3), more, ["m"] * 360, [None] * 360)
+    got, links = join_locales(order, np.arange(900), np.full(900, 3), more, ["m"] * 900, MEANINGS + MEANINGS[:TOPICS])
     held = pl.DataFrame({"goal": got, "locale": order.astype(str)}).group_by("goal", "locale").len()
     assert held["len"].max() == 1
     assert (links["i"] < links["j"]).all()
@@ -80,10 +85,13 @@ def test_meanings_without_words(one, two, same):
 def test_nothing_moves_inside_a_locale():
     locale, _, _, vectors = two_languages()
     texts = pl.DataFrame(
-        {"locale": locale.astype(str), "utterance": [f"{x} text {chr(97 + i // 26 % 26)}{chr(97 + i % 26)}" for i, x in enumerate(locale)]}
+        {"locale": locale.astype(str), "utterance": [f"{x} text {chr(97 + i // 26)}{chr(97 + i % 26)}" for i, x in enumerate(locale)]}
     )
     texts = texts.with_columns(users=pl.lit(3), served=pl.lit(None, pl.Float64))
-    links, served = pl.DataFrame(schema=LINKS), pl.DataFrame(schema=SERVED)
+    texts = texts.with_columns(served=pl.lit(0.9))
+    links = pl.DataFrame(schema=LINKS)
+    said = texts.with_columns(intent=pl.Series(MEANINGS), slots=pl.lit('{"a":"b"}'), weight=pl.lit(3.0))
+    served = said.select(list(SERVED))
     whole = build_goals(texts, vectors, links, served)
     rows = np.random.default_rng(5).permutation(len(texts))
     assert build_goals(texts[rows], vectors[rows], links, served).goals.equals(whole.goals)
