@@ -95,7 +95,10 @@ class AskedAgain:
 class Embedding:
     """The text encoder."""
 
-    model: str = key("bundled:use-multilingual", "bundled:use-multilingual, ngrams, a folder, or a hub name")
+    model: str = key(
+        "auto",
+        "auto: measured per locale among bundled:use-multilingual, bundled:multilingual-e5-small and ngrams; or one of these; or a folder, or a hub name",
+    )
     device: str = key("auto", "auto takes CUDA, then MPS, then the CPU", choices=("auto", "cuda", "mps", "cpu"))
     chunk: int = key(2_048, "texts of similar length that one worker encodes at a time", unit="texts", low=1, high=1_000_000)
 

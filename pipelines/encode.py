@@ -22,8 +22,8 @@ from rewrite.contracts import BUCKETS
 if TYPE_CHECKING:
     from rewrite.encoders import Encoder
 
-encoder = lru_cache(maxsize=1)(models.load_encoder)
-"""One encoder per process: the launcher asks it for its fingerprint, local workers for vectors."""
+encoder = lru_cache(maxsize=3)(models.load_encoder)
+"""Each encoder once per process: the launcher asks it for its fingerprint, local workers for vectors."""
 
 
 class Texts(beam.DoFn):
@@ -51,13 +51,15 @@ class Texts(beam.DoFn):
 class Missing(beam.DoFn):
     """All that was said with keys of one bucket -> chunks of texts that no vector is kept of yet, by length."""
 
-    def __init__(self, store: Store, k: int, chunk: int, cached: dict[int, tuple[FileEntry, ...]]):
-        self._store, self._k, self._chunk, self._cached = store, k, chunk, cached
+    def __init__(self, store: Store, k: int, chunk: int, cached: dict[int, tuple[FileEntry, ...]], locales: tuple[str, ...] | None):
+        self._store, self._k, self._chunk, self._cached, self._locales = store, k, chunk, cached, locales
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[tuple[int, bytes]]:
         bucket, parts = element
         texts = pl.concat([pl.DataFrame(pl.from_arrow(engine.from_ipc(b))) for b in parts])
         texts = texts.group_by("locale", "key").agg(pl.col("users").sum(), pl.col("linked").any())
+        if self._locales is not None:
+            texts = texts.filter(pl.col("locale").is_in(self._locales))
         wanted = texts.filter((pl.col("users") >= self._k) | pl.col("linked")).select("key").unique()
         for entry in self._cached.get(bucket, ()):
             have = pl.DataFrame(pl.from_arrow(self._store.read_file(entry, ["key"])))
@@ -119,9 +121,10 @@ class Embed(beam.PTransform):
         spec: str,
         device: str,
         cached: dict[int, tuple[FileEntry, ...]],
+        locales: tuple[str, ...] | None = None,
     ):
         super().__init__()
-        self._texts, self._missing = Texts(store), Missing(store, k, chunk, cached)
+        self._texts, self._missing = Texts(store), Missing(store, k, chunk, cached, locales)
         self._handler, self._keep = Encode(spec, device), Keep(store, attempt, partition)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:

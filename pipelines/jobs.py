@@ -24,6 +24,8 @@ def stage(context: Context, name: str) -> None:
 
 def run_one(name: str, options: Any) -> int:
     """One job alone, from the command line."""
+    if getattr(options, "texts", None):
+        return int(module("link_texts").main(options))
     if getattr(options, "dry_run", False):
         from pipelines.mine import dry_run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ class BuildGoals(beam.DoFn):
         attempt: str,
         as_of: date,
         k: int,
-        embeddings: Manifest | None,
+        embeddings: embed.Current | None,
         last: Manifest | None,
         seed: int,
         sent: int,
@@ -54,19 +55,27 @@ class BuildGoals(beam.DoFn):
         texts, links, served = goal_inputs(
             window.merged(element[1], self._sent), Options(k=self._k, burst=self._burst, scarce=self._scarce)
         )
-        vectors = embed.vectors(self._store, self._embeddings, texts["utterance"])
+        vectors, model = embed.vectors(self._store, self._embeddings, texts["locale"], texts["utterance"])
         last = None
         if self._last is not None:
             parts = [pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._last.files]
             last = pl.concat(parts) if parts else None
-        graph = goals.build_goals(texts.select("locale", "utterance", "users", "served"), vectors, links, served, last, seed=self._seed)
+        graph = goals.build_goals(
+            texts.select("locale", "utterance", "users", "served"), vectors, links, served, last, seed=self._seed, models=model
+        )
         partition = f"as_of={self._as_of}"
+        recall = graph.curves["recall"].min() if graph.curves.height else 1.0
         for table, schema in SCHEMAS.items():
             frame = getattr(graph, {"goals": "goals", "goal_edges": "edges", "goal_changes": "changes"}[table])
             entry = self._store.attempt(self._attempt, table, partition, engine.conform(frame, schema))
             goals_n = frame["goal_id"].n_unique() if table == "goals" else 0
             yield engine.receipt(
-                table, partition, entry, goals=goals_n, embedded=0 if vectors is None else int(np.isfinite(vectors[:, 0]).sum())
+                table,
+                partition,
+                entry,
+                goals=goals_n,
+                recall=recall,
+                embedded=0 if vectors is None else int(np.isfinite(vectors[:, 0]).sum()),
             )
 
 
@@ -116,7 +125,7 @@ def predecessor(store: Store, table: str, as_of: date) -> Manifest | None:
 
 def _fingerprint(context: Context, as_of: date) -> str:
     embeddings, last = embed.current(context), predecessor(context.store, "goals", as_of)
-    more = [embeddings.partition if embeddings else "", last.content if last else ""]
+    more = [json.dumps(embeddings.partitions, sort_keys=True) if embeddings else "", last.content if last else ""]
     return window.fingerprint(context, as_of, context.config.fingerprint("privacy", "run.seed"), *more, str(VERSION))
 
 
@@ -149,7 +158,10 @@ def run(context: Context, report: Any) -> None:
         )
         receipts = engine.execute(context, "link", work, transform, expect=len(SCHEMAS))
         fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"
-        counts = next(r["counts"] for r in receipts if r["table"] == "goals")
+        counts = next(r["counts"] for r in receipts if r["table"] == "goals") | {"models": have.choice}
         engine.publish(context, "link", receipts, [Manifest(t, partition, "link", fingerprint, counts=counts) for t in SCHEMAS])
     texts = sum(r["entry"]["rows"] for r in receipts if r["table"] == "goals")
-    report.counts = {"texts": texts, "goals": counts["goals"]}
+    report.counts = {"texts": texts, "goals": counts["goals"], "recall of neighbours": f"{counts['recall']:.3f}"}
+    for locale, row in have.choice.items():
+        others = ", ".join(f"{name} {row['far_auc'][name]:.3f}" for name in row["far_auc"]) or "nothing measured"
+        context.say(f"texts of {locale} are read by {row['model']}: {row['why']} ({row['pairs']} pairs; {others})")

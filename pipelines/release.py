@@ -228,7 +228,7 @@ def _inputs(context: Context, as_of: date) -> dict[str, Any]:
         "votes": {m.partition: m.content for m in window.manifests(context, as_of)},
         "model": modelstore.current(store),
         "embedding": context.config.embedding.model,
-        "embedding_fingerprint": embedded.partition.removeprefix("model=") if embedded else None,
+        "embedding_fingerprints": {at: p.removeprefix("model=") for at, p in sorted(embedded.partitions.items())} if embedded else {},
         "config": {s: kept for s, keys in config.items() if (kept := {k: v for k, v in keys.items() if f"{s}.{k}" not in NO_SAY})},
         **versions.made_by(),
     }

@@ -6,13 +6,14 @@ itself; there is no cosine that holds for two models or two languages.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from rewrite.neighbours import random_cosines, top_cosine
+from rewrite.neighbours import near_cosine, random_cosines
 
 SERVED = 0.5
 """A text counts as served from here on: it is more often right than wrong."""
@@ -38,6 +39,7 @@ class Interpretations:
 
     key: np.ndarray
     anchor: np.ndarray
+    names: tuple[str, ...] = ()  # of each key: (intent, slots) as JSON
 
 
 def interpretations(texts: pl.DataFrame, served: pl.DataFrame) -> Interpretations:
@@ -72,7 +74,7 @@ def interpretations(texts: pl.DataFrame, served: pl.DataFrame) -> Interpretation
     at = best["i"].to_numpy()
     key[at] = best["key"].to_numpy()
     anchor[at] = best["slots"].str.contains(r':"[^"]').to_numpy()
-    return Interpretations(key, anchor)
+    return Interpretations(key, anchor, tuple(json.dumps(row) for row in names.select("intent", "slots").iter_rows()))
 
 
 def same_numbers(utterances: list[str], left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -101,16 +103,19 @@ class Similar:
     curves: pl.DataFrame  # locale, source (interpretations, asked_again, background, none), cosine, probability, pairs, positives
 
 
-def mutual_neighbours(vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(left, right, cosine) of pairs of `rows` that are each among the other's `k` nearest, left < right, sorted."""
-    indices, cosines = top_cosine(vectors[rows], k)
+def mutual_neighbours(vectors: np.ndarray, rows: np.ndarray, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """(left, right, cosine, recall) of pairs of `rows` that are each among the other's `k` nearest, left < right, sorted; and which
+    share of the true nearest a sample found (1 where the search is exact)."""
+    near = near_cosine(vectors[rows], k, seed)
+    indices, cosines = near.indices, near.cosines
     n, width = indices.shape
-    left, right = np.repeat(np.arange(n), width), indices.ravel()
+    there = indices.ravel() >= 0  # where cells were searched, a text may have fewer
+    left, right, cosines = np.repeat(np.arange(n), width)[there], indices.ravel()[there], cosines.ravel()[there]
     code = np.minimum(left, right) * n + np.maximum(left, right)
     codes, first, count = np.unique(code, return_index=True, return_counts=True)
     both = count == 2
     codes, first = codes[both], first[both]
-    return rows[codes // n], rows[codes % n], cosines.ravel()[first]
+    return rows[codes // n], rows[codes % n], cosines[first], near.recall
 
 
 def similar_pairs(
@@ -131,12 +136,14 @@ def similar_pairs(
             rows = np.arange(start, stop)[there[start:stop]]
             if len(rows) < 2:
                 continue
-            left, right, cosine = mutual_neighbours(vectors, rows, k)
+            left, right, cosine, recall = mutual_neighbours(vectors, rows, k, seed)
             alike = same_numbers(utterances, left, right)
             left, right, cosine = left[alike], right[alike], cosine[alike]
             source, curve = _curve(left, right, cosine, vectors[rows], meaning, links, seed)
             probability = np.interp(cosine, curve["cosine"], curve["probability"])
-            curves.append(curve.select(pl.lit(locale[start]).alias("locale"), pl.lit(source).alias("source"), pl.all()))
+            curves.append(
+                curve.select(pl.lit(locale[start]).alias("locale"), pl.lit(source).alias("source"), pl.all(), recall=pl.lit(recall))
+            )
             parts.append((left, right, cosine, probability))
     if not parts:
         return Similar(empty, empty, np.zeros(0), np.zeros(0), pl.DataFrame(schema=_CURVES))
@@ -152,6 +159,7 @@ _CURVES = {
     "probability": pl.Float64,
     "pairs": pl.Int64,
     "positives": pl.Int64,
+    "recall": pl.Float64,  # of the search for neighbours, over a sample
 }
 
 
@@ -176,7 +184,7 @@ def _curve(
     3. Nothing but the texts: how much more crowded it is at this cosine than among random pairs.
     """
     judged = (meaning.key[left] >= 0) & (meaning.key[right] >= 0) & (meaning.anchor[left] | meaning.anchor[right])
-    curve = _isotonic(cosine[judged], (meaning.key[left] == meaning.key[right])[judged])
+    curve = isotonic_curve(cosine[judged], (meaning.key[left] == meaning.key[right])[judged])
     if curve is not None:
         return "interpretations", curve
     if len(vectors) < FEWEST_TEXTS:
@@ -198,7 +206,7 @@ def _curve(
             i, j = left[judged], right[judged]
             direct = np.asarray(graph[i, j]).ravel() > 0
             shared = np.asarray(graph[i].multiply(graph[j]).sum(axis=1)).ravel() > 0
-            curve = _isotonic(cosine[judged], direct | shared)
+            curve = isotonic_curve(cosine[judged], direct | shared)
             if curve is not None:
                 # Only a part of what is one goal was ever linked: the part seen where nothing but one goal is left, at the
                 # nearest neighbours (Elkan & Noto 2008, learning from positive and unlabelled examples).
@@ -207,7 +215,7 @@ def _curve(
     return "background", background
 
 
-def _isotonic(cosine: np.ndarray, same: np.ndarray) -> pl.DataFrame | None:
+def isotonic_curve(cosine: np.ndarray, same: np.ndarray) -> pl.DataFrame | None:
     """Monotone regression, read at the middles of 20 equally filled bins; None with too few pairs to say."""
     if len(same) < FEWEST_PAIRS or same.sum() < FEWEST_POSITIVES:
         return None

@@ -9,16 +9,20 @@ agglomeration: in every round each cluster names the goal that its evidence favo
   are there too; between unknown ones the mean over all pairs, an unseen pair counting as none. One chance link between
   two big clusters therefore joins nothing, where connected components would chain them.
 - Against: two different interpretations never meet; nor do neighbours with different numbers.
+
+Last, clusters of different locales that mean the same get one goal (`rewrite.across`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from rewrite.across import join_locales, meaning_name
 from rewrite.contracts import GOAL_CHANGES, GOAL_EDGES, GOALS
 from rewrite.goal_evidence import NEIGHBOURS, SERVED, Interpretations, Similar, interpretations, similar_pairs
 
@@ -54,6 +58,7 @@ def build_goals(
     least_unknown: float = LEAST_UNKNOWN,
     neighbours: int = NEIGHBOURS,
     seed: int = 0,
+    models: pl.Series | None = None,
 ) -> GoalGraph:
     """Every text gets exactly one goal; the result does not depend on the order of any rows.
 
@@ -65,6 +70,8 @@ def build_goals(
     - `last`: the previous `goals`; a goal keeps the id of the one it shares most users with, one to one.
     - `least`, `least_unknown`: probability in [0.5, 1) from which a text joins a goal that is known by what was served, and
       two clusters of which neither is known join each other; `neighbours`: per text, from the embedding.
+    - `models`: the model that made each row of `vectors`, null where there is none; by default one model made all. Locales meet
+      (`rewrite.across`) only where one model reads both.
 
     Raises ValueError for misaligned vectors, repeated texts, or a probability out of range.
     """
@@ -87,6 +94,18 @@ def build_goals(
 
     edges = _edges(texts, meaning, pairs, similar)
     goals = _describe(texts, cluster, edges)
+    if vectors is not None and texts["locale"].n_unique() > 1:
+        says = [meaning_name(*json.loads(name)) for name in meaning.names]
+        joined, across = join_locales(
+            texts["locale"].to_numpy(),
+            cluster,
+            goals["users"].to_numpy(),
+            vectors,
+            [""] * texts.height if models is None else models.gather(texts["row"]).to_list(),
+            [says[k] if k >= 0 else None for k in meaning.key.tolist()],
+        )
+        edges = pl.concat([edges, across], how="diagonal")
+        goals = _one_exemplar(goals.with_columns(goal=pl.Series(joined)))
     names, changes = _stable_ids(goals, last)
     goals = goals.with_columns(goal_id=pl.Series(names, dtype=pl.String)).select(GOALS.names)
     goals = _picture(goals, vectors)
@@ -263,7 +282,13 @@ def _describe(texts: pl.DataFrame, cluster: np.ndarray, edges: pl.DataFrame) -> 
     out = texts.select("locale", "utterance", users=pl.col("users").fill_null(0).cast(pl.Int64), served="served").with_columns(
         goal=pl.Series(cluster), membership=pl.Series(membership).round(6)
     )
-    first = out.sort(
+    return _one_exemplar(out)
+
+
+def _one_exemplar(goals: pl.DataFrame) -> pl.DataFrame:
+    """`is_exemplar`: the text of each goal that is served and that most users say."""
+    goals = goals.drop("is_exemplar", strict=False)
+    first = goals.sort(
         "goal",
         pl.col("served").fill_null(0.0) >= SERVED,
         "users",
@@ -273,7 +298,7 @@ def _describe(texts: pl.DataFrame, cluster: np.ndarray, edges: pl.DataFrame) -> 
         descending=[False, True, True, True, False, False],
         nulls_last=True,
     ).unique("goal", keep="first", maintain_order=True)
-    return out.join(
+    return goals.join(
         first.select("locale", "utterance", is_exemplar=pl.lit(True)), on=["locale", "utterance"], how="left", maintain_order="left"
     ).with_columns(pl.col("is_exemplar").fill_null(False))
 

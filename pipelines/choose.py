@@ -1,0 +1,112 @@
+"""`embedding.model = "auto"`: per locale the encoder that separates asked-again pairs best, measured once and then kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import date
+from typing import Any
+
+import apache_beam as beam
+import polars as pl
+
+from pipelines import engine, models, shards, window
+from pipelines.context import Context
+from pipelines.shards import Shard
+from pipelines.store import FileEntry, Store
+from rewrite.model_choice import FEWEST_PAIRS, READS, Separation, choose, separation
+
+CHOICE = "embeddings/choice.json"
+PAIRS = 200
+"""Pairs measured per locale: 400 texts through every model, and a standard error of the partial AUC of .03."""
+
+CONFIDENT = 0.9
+"""P(asked again) of a pair that counts as true."""
+
+
+class Sample(beam.DoFn):
+    """Votes of whole users -> the pairs of each locale that come first by the hash of their texts; a file aside, never published."""
+
+    def __init__(self, store: Store, attempt: str):
+        self._store, self._attempt = store, attempt
+
+    def process(self, shard: Shard) -> Iterable[dict[str, Any]]:
+        votes = shards.read(self._store, shard, ["locale", "kind", "source", "target", "value"])
+        links = pl.col("kind") != "outcome"
+        pairs = votes.filter(links & (pl.col("value") >= CONFIDENT) & (pl.col("source") != pl.col("target")))
+        alone = votes.select("locale", "source", target=pl.lit(None, pl.String))  # what a locale without pairs is judged by
+        found = pl.concat([_first(pairs.select("locale", "source", "target")), _first(alone)])
+        yield engine.receipt(
+            "sample", "pairs", self._store.attempt(self._attempt, "sample", "pairs", found.to_arrow(), shard_number(shard))
+        )
+
+
+def shard_number(shard: Shard) -> int | None:
+    return shard.files[0][1].bucket if shard.files else None
+
+
+def _first(pairs: pl.DataFrame) -> pl.DataFrame:
+    """`PAIRS` rows per locale whatever the order and the shards: the first by a hash; no text twice on one side."""
+    order = pairs.unique().with_columns(h=pl.struct("source", "target").map_batches(_hashes, return_dtype=pl.UInt64))
+    order = order.sort("locale", "h", "source", "target")
+    for side in ("source", "target"):
+        known = order.filter(pl.col(side).is_not_null()).unique(["locale", side], keep="first", maintain_order=True)
+        order = pl.concat([known, order.filter(pl.col(side).is_null())])
+    return order.sort("locale", "h").group_by("locale", maintain_order=True).head(PAIRS).select("locale", "source", "target")
+
+
+def _hashes(pairs: pl.Series) -> pl.Series:
+    from rewrite.ngrams import hash_texts
+
+    texts = pairs.struct.field("source") + "\x1f" + pairs.struct.field("target").fill_null("")
+    return pl.Series(hash_texts(texts.to_list()), dtype=pl.UInt64)
+
+
+def run(context: Context, as_of: date) -> dict[str, dict[str, Any]]:
+    """locale -> {model, why, pairs, auc, far_auc and reads per model}; measured for locales that are new or had too few pairs."""
+    store = context.store
+    kept: dict[str, dict[str, Any]] = json.loads(store.find(CHOICE) or b"{}")
+    attempt = f"{context.attempt}/choose"
+    work = shards.by_bucket(window.manifests(context, as_of))
+    receipts = engine.execute(context, "choose", work, beam.ParDo(Sample(store, attempt)))
+    parts = [pl.DataFrame(pl.from_arrow(store.read_file(_aside(attempt, FileEntry(**r["entry"]))))) for r in receipts]
+    store.clear_attempt(attempt)
+    found = pl.concat(parts) if parts else pl.DataFrame(schema={"locale": pl.String, "source": pl.String, "target": pl.String})
+    pairs, alone = (_first(found.filter(x)) for x in (pl.col("target").is_not_null(), pl.col("target").is_null()))
+    for (locale,), texts in sorted(alone.group_by("locale")):
+        here = pairs.filter(pl.col("locale") == locale)
+        before = kept.get(str(locale))
+        if before is None or before["pairs"] < FEWEST_PAIRS <= here.height:
+            kept[str(locale)] = measure(here, texts["source"].to_list(), context.config.embedding.device)
+    kept = dict(sorted(kept.items()))
+    store.put(CHOICE, (json.dumps(kept, indent=1) + "\n").encode())
+    return kept
+
+
+def _aside(attempt: str, entry: FileEntry) -> FileEntry:
+    return FileEntry(f"_attempts/{attempt}/{entry.path}", entry.rows, entry.bytes, entry.sha256, entry.bucket)
+
+
+def measure(pairs: pl.DataFrame, texts: list[str], device: str) -> dict[str, Any]:
+    """One locale's row of the table. `pairs`: source, target of asked-again pairs; `texts`: any of the locale's."""
+    from pipelines.encode import encoder
+
+    row: dict[str, Any] = {"pairs": pairs.height, "auc": {}, "far_auc": {}, "reads": {}}
+
+    def look(name: str) -> tuple[str, Separation | None, float]:
+        model = encoder(name, device)
+        enough = pairs.height >= FEWEST_PAIRS
+        found = separation(model.encode(pairs["source"].to_list()), model.encode(pairs["target"].to_list())) if enough else None
+        reads = float(model.readable(texts[:PAIRS]).mean())
+        row["reads"][name] = round(reads, 4)
+        if found is not None:
+            row["auc"][name], row["far_auc"][name] = round(found.auc, 4), round(float(found.far.mean()), 4)
+        return name, found, reads
+
+    measured = [look(models.FAST), look(models.NGRAMS)]
+    row["model"], row["why"] = choose(measured)
+    if (
+        row["model"] == models.NGRAMS or measured[0][2] < READS
+    ):  # the wide one costs five to ten times as much: only where the fast one fails
+        row["model"], row["why"] = choose([measured[0], look(models.WIDE), measured[1]])
+    return row

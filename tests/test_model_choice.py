@@ -1,0 +1,110 @@
+"""Which encoder reads a language: measured without labels, the cheaper one unless a dearer one is surely better."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipelines import choose as job
+from rewrite.model_choice import Separation, choose, separation
+
+
+def pairs(noise, n=200, d=64, seed=0):
+    rng = np.random.default_rng(seed)
+    left = rng.normal(size=(n, d))
+    right = left + noise * rng.normal(size=(n, d))
+    return [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (left, right)]
+
+
+def test_separation_is_one_where_pairs_stand_out_and_falls_with_noise():
+    clear, middling, blind = (separation(*pairs(noise)) for noise in (0.1, 2.5, 100))
+    assert clear.auc == 1
+    assert clear.far.mean() == 1
+    assert 0.9 < middling.auc < 1
+    assert 0.1 < middling.far.mean() < 0.95
+    assert blind.auc == pytest.approx(0.5, abs=0.1)
+    assert blind.far.mean() < 0.1
+
+
+def test_auc_agrees_with_its_definition():
+    left, right = pairs(3, n=40)
+    cosine = np.round((left.astype(np.float32) @ right.astype(np.float32).T).astype(np.float64), 5)
+    random = cosine[~np.eye(40, dtype=bool)]
+    wins = [(t > random).mean() + (t == random).mean() / 2 for t in np.diag(cosine)]
+    assert separation(left, right).auc == pytest.approx(np.mean(wins))
+
+
+def test_the_first_one_stays_unless_another_is_surely_better():
+    good, same, bad = separation(*pairs(0.5)), separation(*pairs(2.5, seed=1)), separation(*pairs(2.5, seed=2))
+    assert choose([("fast", same, 1.0), ("ngrams", bad, 1.0)])[0] == "fast"
+    assert choose([("fast", bad, 1.0), ("wide", good, 1.0), ("ngrams", same, 1.0)])[0] == "wide"
+    assert choose([("fast", bad, 0.4), ("wide", same, 1.0), ("ngrams", good, 1.0)])[0] == "ngrams"
+
+
+def test_with_few_pairs_the_first_that_reads_the_language():
+    few = separation(*pairs(0.1, n=10))
+    for found in (None, few):
+        assert choose([("fast", found, 0.4), ("wide", found, 1.0), ("ngrams", found, 1.0)])[0] == "wide"
+        assert choose([("fast", found, 1.0), ("ngrams", found, 1.0)])[0] == "fast"
+
+
+class Fake:
+    def __init__(self, seed, reads):
+        self.seed, self.reads = seed, reads
+
+    def encode(self, texts):
+        table = np.random.default_rng(self.seed).normal(size=(1000, 16))
+        rng = np.random.default_rng(ord(texts[0][0]))
+        noise = 0.3 if self.reads == 1 else 50
+        out = np.array([table[int(t.split()[1])] + noise * rng.normal(size=16) for t in texts])
+        return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+    def readable(self, texts):
+        return np.full(len(texts), self.reads, np.float32)
+
+
+@pytest.mark.slow
+def test_the_wide_model_is_asked_only_where_the_fast_one_fails(monkeypatch):
+    asked = []
+
+    def encoder(reads):
+        def get(name, device):
+            asked.append(name)
+            return Fake(1, reads.get(name, 1))
+
+        return get
+
+    import pipelines.encode
+
+    sides = pl.DataFrame({"source": [f"a {i}" for i in range(100)], "target": [f"b {i}" for i in range(100)]})
+    monkeypatch.setattr(pipelines.encode, "encoder", encoder({}))
+    row = job.measure(sides, ["a 1"], "cpu")
+    assert row["model"] == job.models.FAST
+    assert asked == [job.models.FAST, job.models.NGRAMS]
+    monkeypatch.setattr(pipelines.encode, "encoder", encoder({job.models.FAST: 0.4}))
+    row = job.measure(sides, ["a 1"], "cpu")
+    assert row["model"] == job.models.WIDE
+    assert set(row["auc"]) == {job.models.FAST, job.models.WIDE, job.models.NGRAMS}
+    assert row["auc"][job.models.FAST] < row["auc"][job.models.WIDE]
+
+
+def test_the_sample_does_not_depend_on_rows_or_shards():
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "locale": rng.choice(["en", "sw"], 2000),
+            "source": [f"s{i}" for i in rng.integers(0, 900, 2000)],
+            "target": [f"t{i}" for i in rng.integers(0, 900, 2000)],
+        }
+    )
+    whole = job._first(frame)
+    assert whole.group_by("locale").len()["len"].to_list() == [job.PAIRS] * 2
+    assert not whole.select(pl.struct("locale", "source").is_duplicated().any()).item()
+    assert job._first(frame.sample(fraction=1, shuffle=True, seed=1)).equals(whole)
+
+
+def test_separation_has_one_share_per_pair():
+    found = separation(*pairs(1, n=50))
+    assert isinstance(found, Separation)
+    assert found.far.shape == (50,)
