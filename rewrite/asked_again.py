@@ -82,6 +82,7 @@ def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction:
     if friction is None:
         friction = pairs.friction_features(turns, model.stats)
     i, j = candidates["i"].to_numpy(), candidates["j"].to_numpy()
+    kept = pairs.interpretation(turns, i, candidates["j"].to_numpy())
     log_gap = np.log(np.maximum(candidates["gap_s"].to_numpy(), 0.0) + 0.5)
     locale = candidates["locale"]
     channel = turns["channel"].gather(i) if n else turns["channel"].head(0)
@@ -92,7 +93,7 @@ def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction:
             d, rows = model.detector(name, said_on), part[within]
             llr[rows, 0] = _text_llr(d, x[within])
             llr[rows, 1] = _gap_llr(d, log_gap[rows])
-            llr[rows, 2] = _friction_llr(d, np.hstack([friction[i[rows]], x[within, _T:]]))
+            llr[rows, 2] = _friction_llr(d, np.hstack([friction[i[rows]], x[within, _T:], kept[rows]]))
             base[rows] = d.base
             related[rows] = np.clip(1.0 - d.unrelated * np.exp(-d.related(x[within, _COSINE])), 0.0, 1.0)
     retry, same, lag = (candidates[c].to_numpy() for c in ("is_retry", "same_text", "lag"))
@@ -215,7 +216,8 @@ def _fit_detectors(
             x[part] = texts.features(a, b)
             contrast[part] = _contrast(turns, texts, i[at], a, b, rng)
             chance[part] = pairs.cosines(texts.vectors[a], texts.vectors[rng.permutation(b)])
-        out[name] = _co_em(x, np.hstack([friction[i[rows]], x[:, _T:]]), np.log(np.maximum(gap[rows], 0.0) + 0.5), contrast, chance, seed)
+        went = np.hstack([friction[i[rows]], x[:, _T:], pairs.interpretation(turns, i[rows], j[rows])])
+        out[name] = _co_em(x, went, np.log(np.maximum(gap[rows], 0.0) + 0.5), contrast, chance, seed)
     return out
 
 
@@ -249,7 +251,7 @@ def _co_em(x: np.ndarray, friction: np.ndarray, log_gap: np.ndarray, contrast: n
     n = len(x)
     if n < MIN_PAIRS:
         return Detector(base=0.2)
-    signs = [*pairs.FRICTION_FEATURES.values(), *pairs.FREQUENCIES.values()]
+    signs = [*pairs.FRICTION_FEATURES.values(), *pairs.FREQUENCIES.values(), *pairs.INTERPRETATION.values()]
     use = np.array([np.unique(column[~np.isnan(column)]).size > 1 for column in friction.T])
     signs = [sign if used else 0 for sign, used in zip(signs, use, strict=True)]
     known = np.where(use, friction, np.nan)
