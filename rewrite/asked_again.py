@@ -46,6 +46,8 @@ PLACES = 30
 """Pairs of other users, after the most similar replies, that a pair must outdo: one chance in 30. 8 to 100 do as well."""
 POOL_PAIRS = 2000
 """Pairs that PLACES are looked for among; measured, more change nothing."""
+CONTRASTED = 10_000
+"""Pairs per locale whose contrast is measured; measured, more change nothing."""
 _T = len(pairs.TEXT_FEATURES)
 _EDIT, _COSINE, _JACCARD = (list(pairs.TEXT_FEATURES).index(n) for n in ("edit", "cosine", "jaccard"))
 
@@ -198,7 +200,11 @@ def _fit_detectors(
     locale = neighbours["locale"]
     channel = turns["channel"].gather(i).fill_null(POOL) if n else turns["channel"].head(0)
     groups: dict[tuple[str, str], np.ndarray] = {}
+    contrast = np.full(n, np.nan)
     for (name,), rows in _groups(locale):
+        rng = np.random.default_rng([seed, len(rows)])
+        some = np.sort(rng.choice(rows, min(CONTRASTED, len(rows)), replace=False))
+        contrast[some] = _contrast(turns, i[some], j[some], stats[name], rng)
         if MIN_OWN <= len(rows) < n:
             groups[name, POOL] = rows
         for (said_on,), within in _groups(channel.gather(rows)):
@@ -210,29 +216,29 @@ def _fit_detectors(
         rng = np.random.default_rng([seed, len(members)])
         rows = np.sort(rng.choice(members, max_pairs, replace=False)) if len(members) > max_pairs else members
         x = np.empty((len(rows), _T + len(pairs.FREQUENCIES)))
-        contrast, chance, other = np.zeros(len(rows)), np.zeros(len(rows)), j[rows].copy()
+        chance, other = np.zeros(len(rows)), j[rows].copy()
         for (loc,), part in _groups(locale.gather(rows)):
             at = rows[part]
             texts, a, b = _distinct(turns, i[at], j[at], stats[loc])
             x[part] = texts.features(a, b)
-            contrast[part] = _contrast(turns, texts, i[at], a, b, rng)
             order = rng.permutation(len(part))
             chance[part], other[part] = pairs.cosines(texts.vectors[a], texts.vectors[b[order]]), j[at[order]]
         went = np.hstack([friction[i[rows]], x[:, _T:], pairs.interpretation(turns, i[rows], j[rows])])
-        detector = _co_em(x, went, np.log(np.maximum(gap[rows], 0.0) + 0.5), contrast, seed)
+        detector = _co_em(x, went, np.log(np.maximum(gap[rows], 0.0) + 0.5), contrast[rows], seed)
         kept = [pairs.interpretation(turns, i[rows], second)[:, 0] for second in (j[rows], other)]
         related, unrelated = _fit_related(x[:, _COSINE], chance, *kept)
         out[name] = replace(detector, related=related, unrelated=unrelated) if detector.pairs else detector
     return out
 
 
-def _contrast(turns: pl.DataFrame, texts: pairs.Texts, i: np.ndarray, a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How much more alike the pairs (a, b) are than a is to the most alike of the second texts of PLACES other users'
-    pairs whose first turn was in the most similar place: shape (n,), 0..1.
+def _contrast(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats, rng: np.random.Generator) -> np.ndarray:
+    """How much more alike the pairs (i, j) of turns are than i is to the most alike of the second turns of PLACES other
+    users' pairs whose first turn was in the most similar place: shape (n,), 0..1.
 
     The place of a turn is the reply to it; where there is none, the intent, or else its own text.
     """
-    n = len(a)
+    n = len(i)
+    texts, a, b = _distinct(turns, i, j, stats)
     cosine = pairs.cosines(texts.vectors[a], texts.vectors[b])
     pool = np.sort(rng.choice(n, min(POOL_PAIRS, n), replace=False))
     if len(pool) <= PLACES:
@@ -284,6 +290,7 @@ def _state(kept: np.ndarray) -> np.ndarray:
 
 
 def _co_em(x: np.ndarray, friction: np.ndarray, log_gap: np.ndarray, contrast: np.ndarray, seed: int) -> Detector:
+    """The three views of pairs with text features `x`; `contrast` is NaN where it was not measured."""
     n = len(x)
     if n < MIN_PAIRS:
         return Detector(base=0.2)
@@ -295,7 +302,11 @@ def _co_em(x: np.ndarray, friction: np.ndarray, log_gap: np.ndarray, contrast: n
     first_guess = _first_guess(x)
     text_trees, text_mean, base = "", float(first_guess.mean()), float(np.clip(x[:, _COSINE].mean(), 0.005, 0.95))
     llr[:, 0] = first_guess - text_mean
-    friction_trees, friction_mean, llr[:, 2] = _view(known, contrast, signs, seed)
+    seen = ~np.isnan(contrast)
+    if seen.sum() < MIN_PAIRS:
+        contrast, seen = x[:, _COSINE], np.ones(n, bool)
+    friction_trees, friction_mean, _ = _view(known[seen], contrast[seen], signs, seed)
+    llr[:, 2] = np.clip(log_odds(friction_trees, known) - friction_mean, -LIMIT, LIMIT)
     gap = fit_curve(log_gap, sigmoid(logit(base) + llr.sum(axis=1)), rising=False)
     rounds = ROUNDS if np.abs(gap(log_gap)).mean() >= WITNESS else 0
     if not rounds:

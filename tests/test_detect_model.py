@@ -13,9 +13,10 @@ import polars as pl
 import pytest
 
 from rewrite import asked_again, contracts, outcomes, pairs
-from rewrite.model import Model
+from rewrite.curves import Curve
+from rewrite.model import POOL, Model
 from rewrite.votes import detect
-from tests.detect_world import auc, frame, world
+from tests.detect_world import auc, frame, word, world
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 REQUIRED = ["turn_id", "timestamp", "user_key", "locale", "session", "key", "utterance"]
@@ -252,7 +253,7 @@ def turns_of(folder: Path) -> pl.DataFrame:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "figure", "least"), [("en-US-small", "rephrase_ap", 0.96), ("dstc2", "changed_ap", 0.45)])
+@pytest.mark.parametrize(("name", "figure", "least"), [("en-US-small", "rephrase_ap", 0.98), ("dstc2", "changed_ap", 0.55)])
 def test_figures_on_eval(name: str, figure: str, least: float, monkeypatch: pytest.MonkeyPatch):
     if not (EVAL / name).is_dir():
         pytest.skip(f"needs the eval data: {EVAL / name} is missing; set SAYAGAIN_EVAL")
@@ -267,3 +268,48 @@ def test_figures_on_eval(name: str, figure: str, least: float, monkeypatch: pyte
     got = score.rephrase_scores(truth, log, found.rephrases) | score.outcome_scores(truth, found.outcomes)
     assert got[figure] >= least and got["rephrase_f1"] >= 0.9 and got["rephrase_ece"] <= 0.05 and got["turn_failed_auc"] >= 0.95
     sys.modules.pop("score", None)
+
+
+def calls(sessions: int = 700) -> tuple[pl.DataFrame, np.ndarray]:
+    """Calls that a machine paces, and which turns ask again for the one before: a success is followed by the same request
+    with another value, a mishearing (unsure, garbled, answered as before) by the same value once more."""
+    rng = np.random.default_rng(3)
+    stems = [word(rng, 2) for _ in range(8)]
+    names, rows, again = [stem + word(rng, 2) for stem in stems for _ in range(10)], [], []
+    for s in range(sessions):
+        at, name, reply = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=7 * s), names[rng.integers(80)], "what would you like"
+        for n in range(4):
+            heard = rng.random() < 0.7
+            said = name if heard else name[:2] + word(rng, 2) + name[6:]
+            reply = f"here is {name} from the list" if heard else reply
+            rows.append(
+                {
+                    "turn_id": f"{s:04d}-{n}",
+                    "timestamp": at + timedelta(seconds=12 * n),
+                    "user_key": f"{s:032x}",
+                    "locale": "xx",
+                    "session": 0,
+                    "utterance": f"i want {said} food",
+                    "status": "completed",
+                    "asr_confidence": float(rng.beta(5, 2) if heard else rng.beta(2, 4)),
+                    "response": reply,
+                }
+            )
+            again.append(n < 3 and not heard)
+            like = [other for other in names if other[:4] == name[:4]]
+            name = like[rng.integers(len(like))] if heard else name
+    return frame(rows), np.array(again)
+
+
+def test_a_new_value_after_a_success_is_not_asking_again():
+    turns, again = calls()
+    model = asked_again.fit(turns)
+    detector = model.detectors[POOL, POOL]
+    assert detector.gap == Curve() and not detector.text_trees, "without a gap that says anything two views must not teach each other"
+    t = pairs.ordered(turns)
+    near = asked_again.score(t, pairs.candidate_pairs(t), model).filter(pl.col("lag") == 1)
+    truth = dict(zip(turns["turn_id"], again.tolist(), strict=True))
+    y = near["turn_id"].replace_strict(truth, return_dtype=pl.Boolean).to_numpy()
+    likeness, friction, both = (auc(y, near[c].to_numpy()) for c in ("edit", "p_friction", "probability"))
+    assert friction > 0.9 and both > likeness + 0.1
+    assert near["p_same_topic"].to_numpy()[~y].mean() > near["p_same_topic"].to_numpy()[y].mean()
