@@ -18,6 +18,7 @@ special case of one binned view per feature; measured, that drifts.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -82,6 +83,7 @@ def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction:
     if friction is None:
         friction = pairs.friction_features(turns, model.stats)
     i, j = candidates["i"].to_numpy(), candidates["j"].to_numpy()
+    kept = pairs.interpretation(turns, i, candidates["j"].to_numpy())
     log_gap = np.log(np.maximum(candidates["gap_s"].to_numpy(), 0.0) + 0.5)
     locale = candidates["locale"]
     channel = turns["channel"].gather(i) if n else turns["channel"].head(0)
@@ -92,9 +94,9 @@ def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction:
             d, rows = model.detector(name, said_on), part[within]
             llr[rows, 0] = _text_llr(d, x[within])
             llr[rows, 1] = _gap_llr(d, log_gap[rows])
-            llr[rows, 2] = _friction_llr(d, np.hstack([friction[i[rows]], x[within, _T:]]))
+            llr[rows, 2] = _friction_llr(d, np.hstack([friction[i[rows]], x[within, _T:], kept[rows]]))
             base[rows] = d.base
-            related[rows] = np.clip(1.0 - d.unrelated * np.exp(-d.related(x[within, _COSINE])), 0.0, 1.0)
+            related[rows] = np.clip(1.0 - d.unrelated * np.exp(-_related(d.related, x[within, _COSINE], kept[rows, 0])), 0.0, 1.0)
     retry, same, lag = (candidates[c].to_numpy() for c in ("is_retry", "same_text", "lag"))
     prior = logit(base)
     combined = sigmoid(prior + llr.sum(axis=1))
@@ -208,14 +210,19 @@ def _fit_detectors(
         rng = np.random.default_rng([seed, len(members)])
         rows = np.sort(rng.choice(members, max_pairs, replace=False)) if len(members) > max_pairs else members
         x = np.empty((len(rows), _T + len(pairs.FREQUENCIES)))
-        contrast, chance = np.zeros(len(rows)), np.zeros(len(rows))
+        contrast, chance, other = np.zeros(len(rows)), np.zeros(len(rows)), j[rows].copy()
         for (loc,), part in _groups(locale.gather(rows)):
             at = rows[part]
             texts, a, b = _distinct(turns, i[at], j[at], stats[loc])
             x[part] = texts.features(a, b)
             contrast[part] = _contrast(turns, texts, i[at], a, b, rng)
-            chance[part] = pairs.cosines(texts.vectors[a], texts.vectors[rng.permutation(b)])
-        out[name] = _co_em(x, np.hstack([friction[i[rows]], x[:, _T:]]), np.log(np.maximum(gap[rows], 0.0) + 0.5), contrast, chance, seed)
+            order = rng.permutation(len(part))
+            chance[part], other[part] = pairs.cosines(texts.vectors[a], texts.vectors[b[order]]), j[at[order]]
+        went = np.hstack([friction[i[rows]], x[:, _T:], pairs.interpretation(turns, i[rows], j[rows])])
+        detector = _co_em(x, went, np.log(np.maximum(gap[rows], 0.0) + 0.5), contrast, seed)
+        kept = [pairs.interpretation(turns, i[rows], second)[:, 0] for second in (j[rows], other)]
+        related, unrelated = _fit_related(x[:, _COSINE], chance, *kept)
+        out[name] = replace(detector, related=related, unrelated=unrelated) if detector.pairs else detector
     return out
 
 
@@ -245,11 +252,42 @@ def _contrast(turns: pl.DataFrame, texts: pairs.Texts, i: np.ndarray, a: np.ndar
     return np.maximum(cosine - most, 0.0)
 
 
-def _co_em(x: np.ndarray, friction: np.ndarray, log_gap: np.ndarray, contrast: np.ndarray, chance: np.ndarray, seed: int) -> Detector:
+def _fit_related(
+    near: np.ndarray, chance: np.ndarray, kept: np.ndarray, kept_chance: np.ndarray
+) -> tuple[tuple[Curve, Curve, Curve], float]:
+    """Neighbours (their cosines, whether they kept the intent) against the same turns shuffled among users: curves for
+    `_related`, and the share of neighbours that are unrelated. These are chance pairs, so what neighbours have fewest
+    of, relative to chance, is that share (positive-unlabelled learning, Elkan & Noto 2008)."""
+    both, state = np.concatenate([near, chance]), _state(np.concatenate([kept, kept_chance]))
+    neighbour = np.repeat([1.0, 0.0], len(near))
+    curves, least = [], 0.0
+    for s in range(3):
+        x, y = both[state == s], neighbour[state == s]
+        if len(x) < MIN_PAIRS:
+            curves.append(Curve())
+            continue
+        curve, prior = fit_curve(x, y, rising=True), float(logit(y.mean()))
+        curves.append(Curve(curve.edges, tuple(float(np.clip(v + prior, -LIMIT, LIMIT)) for v in curve.values)))
+        if (y == 0).sum() >= MIN_PAIRS:
+            least = min(least, *curves[-1].values)
+    return (curves[0], curves[1], curves[2]), float(np.clip(np.exp(least), 0.05, 0.98))
+
+
+def _related(curves: tuple[Curve, Curve, Curve], cosine: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Log likelihood ratio of neighbours against chance."""
+    return np.choose(_state(kept), [curve(cosine) for curve in curves])
+
+
+def _state(kept: np.ndarray) -> np.ndarray:
+    """0 where an intent is not known, 1 where they differ, 2 where they are the same."""
+    return np.where(np.isnan(kept), 0, 1 + (kept == 1.0))
+
+
+def _co_em(x: np.ndarray, friction: np.ndarray, log_gap: np.ndarray, contrast: np.ndarray, seed: int) -> Detector:
     n = len(x)
     if n < MIN_PAIRS:
         return Detector(base=0.2)
-    signs = [*pairs.FRICTION_FEATURES.values(), *pairs.FREQUENCIES.values()]
+    signs = [*pairs.FRICTION_FEATURES.values(), *pairs.FREQUENCIES.values(), *pairs.INTERPRETATION.values()]
     use = np.array([np.unique(column[~np.isnan(column)]).size > 1 for column in friction.T])
     signs = [sign if used else 0 for sign, used in zip(signs, use, strict=True)]
     known = np.where(use, friction, np.nan)
@@ -270,12 +308,7 @@ def _co_em(x: np.ndarray, friction: np.ndarray, log_gap: np.ndarray, contrast: n
             x[:, :_T], sigmoid(logit(base) + llr.sum(axis=1)), list(pairs.TEXT_FEATURES.values()), seed
         )
         base = float(np.clip(sigmoid(logit(base) + llr.sum(axis=1)).mean(), 0.005, 0.95))
-    # Neighbours against the same turns shuffled among users: unrelated pairs are chance pairs, so what neighbours have
-    # fewest of, relative to chance, is the share of unrelated ones (positive-unlabelled learning, Elkan & Noto 2008).
-    both = np.concatenate([x[:, _COSINE], chance])
-    related = fit_curve(both, np.repeat([1.0, 0.0], n), rising=True)
-    unrelated = float(np.clip(np.exp(related(chance).min()), 0.05, 0.98))
-    return Detector(base, text_trees, text_mean, friction_trees, friction_mean, gap, related, unrelated, n)
+    return Detector(base, text_trees, text_mean, friction_trees, friction_mean, gap, pairs=n)
 
 
 def _view(x: np.ndarray, q: np.ndarray, signs: list[int], seed: int) -> tuple[str, float, np.ndarray]:

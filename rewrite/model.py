@@ -24,7 +24,7 @@ import scipy.sparse as sp
 from rewrite import ngrams
 from rewrite.curves import Curve
 
-VERSION = 2
+VERSION = 3
 POOL = "*"
 """In place of a locale or a channel: all of them."""
 
@@ -90,7 +90,8 @@ class Detector:
     `text_trees` and `friction_trees` are LightGBM models in text form; their log odds count from `text_mean` and
     `friction_mean`. Without text trees the first guess of `rewrite.asked_again` is the text view, and without pairs all
     three are rules fixed by hand. `gap` maps log seconds to a log likelihood ratio, `related` a cosine to that of
-    neighbours against turns of others; `unrelated` is the share of neighbours that are no nearer than chance.
+    neighbours against turns of others: where either intent is unknown, where they differ, where they are the same;
+    `unrelated` is the share of neighbours that are no nearer than chance.
     """
 
     base: float
@@ -99,7 +100,7 @@ class Detector:
     friction_trees: str = ""
     friction_mean: float = 0.0
     gap: Curve = Curve()
-    related: Curve = Curve()
+    related: tuple[Curve, Curve, Curve] = (Curve(), Curve(), Curve())
     unrelated: float = 1.0
     pairs: int = 0
 
@@ -203,7 +204,7 @@ class Model:
                 stats[locale] = TextStats(**{n: arrays[n] for n in _ARRAYS}, **s, reference=reference)
         for i, d in enumerate(index["detectors"]):
             name = d.pop("locale"), d.pop("channel")
-            curves = {n: Curve(tuple(d[n]["edges"]), tuple(d[n]["values"])) for n in ("related", "gap")}
+            curves = {"gap": _curve(d["gap"]), "related": tuple(map(_curve, d["related"]))}
             trees = {f"{n}_trees": files.get(f"detector-{i:03d}-{n}.txt", b"").decode() for n in ("text", "friction")}
             detectors[name] = Detector(**d | curves | trees)
         for i, o in enumerate(index["outcomes"]):
@@ -220,6 +221,10 @@ class Model:
         for name, data in self.to_files().items():
             h.update(f"{name}\0{len(data)}\0".encode() + data)
         return h.hexdigest()
+
+
+def _curve(kept: Mapping) -> Curve:
+    return Curve(tuple(kept["edges"]), tuple(kept["values"]))
 
 
 _ARRAYS = ("ngram_columns", "ngram_counts", "word_columns", "word_counts", "known", "frequency", "served")

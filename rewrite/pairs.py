@@ -29,7 +29,11 @@ FREQUENCIES = {
     "frequency_1": -1,  # log share of turns of the first text: what many say is what works, what was misheard is rare
     "frequency_2": -1,
 }
-FRICTION_FEATURES = {  # of the first turn; the friction view is these and FREQUENCIES
+INTERPRETATION = {
+    "kept_intent": 0,  # both turns were understood as the same intent
+    "kept_slots": 0,  # with the same arguments: a new value after a success is another goal
+}
+FRICTION_FEATURES = {  # of the first turn; the friction view is these, FREQUENCIES and INTERPRETATION
     "status": 0,
     "refused": 1,
     "barge_in": 1,
@@ -179,6 +183,16 @@ def _echo(keys: list[str], replies: list[str], stats: TextStats) -> np.ndarray:
     said.data = stats.word_idf[said.indices]
     both = said.multiply(heard.astype(bool))
     return np.asarray(both.sum(axis=1)).ravel() / np.maximum(np.asarray(said.sum(axis=1)).ravel(), 1e-9)
+
+
+def interpretation(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """INTERPRETATION of the pairs (i, j) of turns: shape (n, 2), float64, NaN where one side has none."""
+    x = np.full((len(i), len(INTERPRETATION)), np.nan)
+    for c, name in enumerate(("intent", "slots")):
+        code = turns[name].rank("dense").cast(pl.Float64).fill_null(np.nan).to_numpy()
+        known = ~np.isnan(code[i]) & ~np.isnan(code[j])
+        x[known, c] = code[i[known]] == code[j[known]]
+    return x
 
 
 def friction_features(turns: pl.DataFrame, stats: Mapping[str, TextStats]) -> np.ndarray:

@@ -22,6 +22,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipelines.store import Store
+
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = """# Benchmarks
 
@@ -102,6 +104,22 @@ def run_plain(log: Path, lake: Path, out: Path) -> dict[str, tuple[float, float,
     return done
 
 
+def run_pairs(plain: Path, lake: Path) -> tuple[int, float]:
+    """Pairs of all days, and the processor seconds (of one core) of their features and scores."""
+    import polars as pl
+
+    from pipelines import modelstore
+    from rewrite import asked_again, pairs
+
+    model = modelstore.load(str(lake), str(modelstore.current(Store(str(lake)))))
+    turns = [pairs.ordered(pl.read_parquet(p)) for p in sorted(plain.glob("turns-*.parquet"))]
+    candidates = [pairs.candidate_pairs(t) for t in turns]
+    start = time.process_time()
+    for t, p in zip(turns, candidates, strict=True):
+        asked_again.score(t, p, model)
+    return sum(p.height for p in candidates), time.process_time() - start
+
+
 def cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -111,7 +129,7 @@ def cpu() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def table(beam: dict, plain: dict, load: tuple[float, float]) -> str:
+def table(beam: dict, plain: dict, scored: tuple[int, float], load: tuple[float, float]) -> str:
     turns = beam["ingest"][2]
     lines = [
         f"## {datetime.now(UTC):%Y-%m-%d}, {turns:,} turns kept of {DAYS} days",
@@ -127,7 +145,9 @@ def table(beam: dict, plain: dict, load: tuple[float, float]) -> str:
     rows.append(("both", sums[0], peaks[0], sums[1], peaks[1]))
     for name, b, b_peak, p, p_peak in rows:
         lines.append(f"| {name} | {b:.1f} | {turns / b:,.0f} | {b_peak:,.0f} | {p:.1f} | {turns / p:,.0f} | {p_peak:,.0f} | {b / p:.2f} |")
+    n, seconds = scored
     lines += ["", f"`fit`, once for all days: {beam['fit'][0]:.1f} s."]
+    lines += [f"Features and scores of {n:,} pairs: {seconds:.1f} s of one core, {seconds / n * 1e6:.1f} s per million."]
     return "\n".join(lines) + "\n"
 
 
@@ -150,7 +170,8 @@ def main() -> None:
         for name in plain:
             if plain[name][2] != beam[name][2]:
                 sys.exit(f"{name}: {plain[name][2]} rows in plain Polars, {beam[name][2]} in Beam: this compares nothing")
-        text = table(beam, plain, (before, os.getloadavg()[0]))
+        scored = run_pairs(folder / "plain", folder / "lake")
+        text = table(beam, plain, scored, (before, os.getloadavg()[0]))
         print(text)
         print(f"measured in {time.perf_counter() - start:.0f} s", file=sys.stderr)
         if options.save:
