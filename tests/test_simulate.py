@@ -259,6 +259,7 @@ def test_foreign_targets_and_sources(tmp_path):
         read_rewrites(str(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_meanings_flip_on_the_day(tmp_path):
     options = {"locales": "en-US", "turns": 60_000, "days": 6}
     run(SimulateOptions(out=str(tmp_path / "a"), **options))
