@@ -2,8 +2,8 @@
 
 A word is corrective when it is more often new in the turn after texts that failed than after texts that were served. The
 log odds ratio is that of Monroe et al. (2008, Fightin' Words), but its lower bound: thousands of words are tried. A word
-of a topic comes after texts of that topic; a corrective one after anything, so no text may account for much of it. Only
-hashed columns and numbers are kept, of words that k users said.
+of a topic comes after texts of that topic; a corrective one after anything: no word of the texts before is much more frequent
+there than it is anyway. Only hashed columns and numbers are kept, of words that k users said.
 """
 
 from __future__ import annotations

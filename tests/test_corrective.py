@@ -22,7 +22,7 @@ def said(nope: str = NOPE, join: str = " ", chance: bool = False) -> tuple[corre
     served = np.where(text < 20, 0.02, 0.98)
     keys, nexts = [], []
     for t, other in zip(text, rng.integers(40, size=n), strict=True):
-        failed, of_topic = t < 20, t % 4 == 0
+        failed, of_topic = t < 20, t % 2 == 0
         keys.append(join.join([f"w{t}", "dada" if of_topic else f"v{t % 7}"]))
         corrects = rng.random() < (0.1 if chance else 0.6 if failed else 0.02)
         words = ([nope] if corrects else []) + ([TOPIC] if failed and of_topic else []) + [f"w{other}"]
