@@ -121,6 +121,7 @@ class Outcome:
     session_base: float = 0.5  # P(served) of the turns that the session trees learned from
     looks_trees: str = ""
     turns: int = 0
+    corrective: tuple[tuple[int, ...], tuple[float, ...]] = ((), ())  # columns of `ngrams.words`, and how much each speaks for failed
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,8 @@ class Model:
         for i, o in enumerate(index["outcomes"]):
             locale, cells = o.pop("locale"), {n: tuple(o[n]) for n in ("served", "failed")}
             trees = {f"{n}_trees": files.get(f"outcome-{i:03d}-{n}.txt", b"").decode() for n in ("session", "looks")}
-            outcomes[locale] = Outcome(**o | cells | trees)
+            words = {"corrective": tuple(tuple(part) for part in o["corrective"])}
+            outcomes[locale] = Outcome(**o | cells | words | trees)
         causes = {c.pop("locale"): Cause(files.get(f"cause-{i:03d}.txt", b"").decode(), **c) for i, c in enumerate(index["causes"])}
         return Model(index["k"], stats, detectors, outcomes, {n: tuple(v) for n, v in index["asr_confidence"].items()}, causes)
 

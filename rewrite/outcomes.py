@@ -16,8 +16,9 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
+import scipy.sparse as sp
 
-from rewrite import causes, latent_class, ngrams, signals
+from rewrite import causes, corrective, latent_class, ngrams, signals
 from rewrite.curves import logit, sigmoid
 from rewrite.latent_class import MIN_TEXTS, SESSION_GAP_S, cells
 from rewrite.model import POOL, Model, Outcome, TextStats
@@ -45,27 +46,33 @@ def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = 
         users=pl.when(ours).then(users).otherwise(0),
     )
     row = seen["row"].to_numpy()
-    session, (heard, looks) = signals.session_signals(turns, scored)[row], _looks(turns, model)
+    signs, before = signals.session_signals(turns, scored), corrective.said(turns)
+    new = corrective.new_words(before, scored)
+    session, words, (heard, looks) = signs[row], corrective.Said(before[row], new[row]), _looks(turns, model)
     outcomes, stats = {}, dict(model.stats)
     parts = dict(_by_locale(seen))
     for locale, rows in parts.items():
         if seen[rows].filter(pl.col("users") > 0)["key"].n_unique() >= MIN_TEXTS:
-            outcomes[locale], texts = _fit_part(seen[rows], session[rows], looks[row[rows]], seed)
+            outcomes[locale], texts = _fit_part(seen[rows], session[rows], words.at(rows), looks[row[rows]], model.k, seed)
             stats[locale] = _with_served(model.stats[locale], texts)
-    whole = next(iter(outcomes.values())) if len(parts) == len(outcomes) == 1 else _fit_part(seen, session, looks[row], seed)[0]
+    whole = (
+        next(iter(outcomes.values())) if len(parts) == len(outcomes) == 1 else _fit_part(seen, session, words, looks[row], model.k, seed)[0]
+    )
     confidence = turns.drop_nulls("asr_confidence").sort("locale").group_by("locale", maintain_order=True).agg("asr_confidence")
     logged = zip(confidence["locale"], confidence["asr_confidence"], strict=True)
     deciles = {n: np.quantile(c.to_numpy(), np.arange(1, 10) / 10).tolist() for n, c in logged if len(c) >= MIN_TEXTS}
     deciles = {n: tuple(d) for n, d in deciles.items() if d[0] < d[-1]}
     model = replace(model, outcomes={POOL: whole} | outcomes, stats=stats, asr_confidence=deciles)
-    own, more = _log_odds(turns, cells(turns, scored, gap_s), signals.session_signals(turns, scored), looks, model)
+    own, more = _log_odds(turns, cells(turns, scored, gap_s), signs, new, looks, model)
     low = causes.low_confidence(turns, _by_locale(turns), model)
     said = seen["users"].to_numpy() > 0
     learn = {POOL: row[said]} | {locale: row[rows[said[rows]]] for locale, rows in parts.items() if locale in outcomes}
     return replace(model, causes=causes.fit(scored, heard, low, sigmoid(-(own + more)), learn, seed))
 
 
-def _fit_part(seen: pl.DataFrame, session: np.ndarray, looks: np.ndarray, seed: int) -> tuple[Outcome, pl.DataFrame]:
+def _fit_part(
+    seen: pl.DataFrame, session: np.ndarray, words: corrective.Said, looks: np.ndarray, k: int, seed: int
+) -> tuple[Outcome, pl.DataFrame]:
     """The outcome model of some turns, and per text `key, users, llr` (log likelihood ratio of its turns for served)."""
     users = seen["users"].to_numpy()
     least = next((n for n in range(_USERS, 1, -1) if seen.filter(pl.col("users") >= n).select("locale", "key").n_unique() >= MIN_TEXTS), 1)
@@ -79,6 +86,9 @@ def _fit_part(seen: pl.DataFrame, session: np.ndarray, looks: np.ndarray, seed: 
     per_text = per_text.with_columns(users=pl.Series(np.bincount(text, weight)))
     if least < 2 or not outcome.turns:
         return outcome, per_text
+    user = seen["user_key"].rank("dense").to_numpy().astype(np.int64)[teach]
+    outcome = replace(outcome, corrective=corrective.learn(words.at(teach), known.text, user, known.served, weight[teach], k))
+    session = _with_words(session, words.new, outcome)
     trees = fit_trees(session[teach], known.served, list(signals.SESSION.values()), weight=weight[teach], rounds=50, seed=seed)
     base = float(np.average(known.served, weights=weight[teach]))
     outcome = replace(outcome, session_trees=trees, session_base=base)
@@ -104,6 +114,12 @@ def _others(seen: pl.DataFrame, llr: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return text, total[text] - np.bincount(own, llr)[own], total
 
 
+def _with_words(session: np.ndarray, new: sp.csr_matrix, outcome: Outcome) -> np.ndarray:
+    session = session.copy()
+    session[:, list(signals.SESSION).index("corrective")] = corrective.says(new, outcome.corrective)
+    return session
+
+
 def _session_llr(outcome: Outcome, x: np.ndarray) -> np.ndarray:
     """Log likelihood ratio for served of a turn's session signals."""
     return np.clip(log_odds(outcome.session_trees, x) - logit(outcome.session_base), -_TURN_LIMIT, _TURN_LIMIT)
@@ -127,7 +143,8 @@ def judge(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float 
     sample, when k said it).
     """
     seen, (heard, looks), parts = cells(turns, scored, gap_s), _looks(turns, model), _by_locale(turns)
-    own, more = _log_odds(turns, seen, signals.session_signals(turns, scored), looks, model)
+    new = corrective.new_words(corrective.said(turns), scored)
+    own, more = _log_odds(turns, seen, signals.session_signals(turns, scored), new, looks, model)
     friction, nxt = seen["friction"].to_numpy(), seen["next"].to_numpy()
     mixed = np.zeros(turns.height)
     for locale, at in parts:
@@ -147,7 +164,7 @@ def judge(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float 
 
 
 def _log_odds(
-    turns: pl.DataFrame, seen: pl.DataFrame, session: np.ndarray, looks: np.ndarray, model: Model
+    turns: pl.DataFrame, seen: pl.DataFrame, session: np.ndarray, new: sp.csr_matrix, looks: np.ndarray, model: Model
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log odds that each turn was served: from its own session, and what the text adds."""
     stands, friction, nxt = (seen[c].to_numpy() for c in ("stands", "friction", "next"))
@@ -157,7 +174,7 @@ def _log_odds(
         o, s = model.outcome(locale), model.stats.get(locale, TextStats())
         llr = latent_class.log_ratio(o, friction[at], nxt[at])
         if o.session_trees:  # what came next is not known of a censored turn: the trees never saw that, the cells know
-            llr = np.where(nxt[at] == latent_class.UNKNOWN, llr, _session_llr(o, session[stands[at]]))
+            llr = np.where(nxt[at] == latent_class.UNKNOWN, llr, _session_llr(o, _with_words(session[stands[at]], new[stands[at]], o)))
         own[at] = logit(o.prior) + llr
         if o.looks_trees:
             more[at] = log_odds(o.looks_trees, looks[at]) - logit(o.prior)

@@ -34,6 +34,7 @@ SESSION = {
     "was_refused": 0,  # how the turn before went
     "was_barge_in": 0,
     "position": 0,  # turns before this one in its session
+    "corrective": -1,  # how much new words of the next turn speak for failed (`corrective`): 0 here, as words are the model's
 }
 """Nothing here is the same for all who say a text, status apart: a vote made from it is one user's own."""
 
@@ -93,6 +94,7 @@ def session_signals(turns: pl.DataFrame, scored: pl.DataFrame) -> np.ndarray:
     first = np.append(True, np.diff(turns["run"].to_numpy()) != 0)
     start = np.maximum.accumulate(np.where(first, np.arange(n), 0))
     earlier = np.append(0, np.cumsum(~turns["is_retry"].to_numpy()))
+    x[:, at["corrective"]] = 0.0
     x[:, at["position"]] = np.minimum(earlier[:n] - earlier[start], 20)
     return x
 
