@@ -47,7 +47,7 @@ def save(store: Store, model: Model, made_from: dict[str, str], compared: dict[s
 
 @lru_cache(maxsize=2)
 def load(store_root: str, fingerprint: str) -> Model:
-    """A model by its fingerprint; kept by the process. Raises LakeError when a file is gone or was changed."""
+    """A model by its fingerprint; kept by the process. Raises LakeError when a file is gone, was changed, or is of another version."""
     from rewrite.asked_again import Model
 
     store = Store(store_root)
@@ -61,4 +61,7 @@ def load(store_root: str, fingerprint: str) -> Model:
             raise LakeError(
                 f"{store.url(f'models/{fingerprint}/{name}')}: its sha256 is not the manifest's; `sayagain fit` makes a new one"
             )
-    return Model.from_files(files)
+    try:
+        return Model.from_files(files)
+    except ValueError as error:  # of another version of sayagain
+        raise LakeError(f"model {fingerprint}: {error}") from None

@@ -38,7 +38,9 @@ def sample(tmp_path):
 
     def run(*arguments, **environment):
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_sample.py", *arguments]
-        env = {k: v for k, v in os.environ.items() if k not in ("SAYAGAIN_REQUIRE", "PYTEST_ADDOPTS")} | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        env = {k: v for k, v in os.environ.items() if k not in ("SAYAGAIN_REQUIRE", "PYTEST_ADDOPTS")} | {
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"
+        }
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env | environment, check=False)
         return done.returncode, done.stdout
 

@@ -50,7 +50,7 @@ def test_asked_again_and_outcomes_are_recovered():
     assert abs(p.mean() - y.mean()) < 0.1
 
 
-@pytest.mark.parametrize("also", [[], ["status"], ["barge_in"]])
+@pytest.mark.parametrize("also", [[], pytest.param(["status"], marks=pytest.mark.slow), pytest.param(["barge_in"], marks=pytest.mark.slow)])
 def test_optional_columns_may_be_absent(also: list[str]):
     turns, truth, _ = fitted()
     turns = turns.select(REQUIRED + also)
@@ -145,6 +145,7 @@ def test_an_unknown_locale_uses_the_pool():
     assert model.served_prior("yy") == model.served_prior("*")
 
 
+@pytest.mark.slow
 def test_locales_and_channels_with_enough_pairs_learn_for_themselves(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(asked_again, "MIN_OWN", 700)
     one, other = world(1, 1200)[0], world(2, 300, "yy")[0]

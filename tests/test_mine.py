@@ -94,7 +94,7 @@ def test_running_again_does_nothing(lake, world, capsys):
     assert tree(lake / "releases") == before
 
 
-def test_row_order_files_and_shards_change_nothing(lake, world, tmp_path):
+def test_row_order_files_shards_and_workers_change_nothing(lake, world, tmp_path):
     log = pl.read_parquet(world / "log.parquet").sample(fraction=1.0, shuffle=True, seed=5)
     (tmp_path / "logs").mkdir()
     half = log.height // 2
@@ -103,7 +103,7 @@ def test_row_order_files_and_shards_change_nothing(lake, world, tmp_path):
     config = tmp_path / "c.toml"
     config.write_text("[run]\nshard_turns = 900\n")
     argv = ["mine", "--logs", str(tmp_path / "logs"), "--lake", str(tmp_path / "lake"), "--config", str(config), "--quiet"]
-    assert main(argv) == 0
+    assert main([*argv, "--workers", "2"]) == 0
     assert latest(tmp_path / "lake") == latest(lake)
     ours, theirs = tree(tmp_path / "lake" / "releases" / latest(lake)), tree(lake / "releases" / latest(lake))
     assert ours == theirs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from test_report import HOSTILE, Page, browse
 
 from pipelines import explain_turn, modelstore, seeing
 from pipelines.cli import main
-from pipelines.errors import UsageError
+from pipelines.errors import LakeError, UsageError
 from pipelines.options import DetectOptions, FitOptions
 from pipelines.store import Store
 from quality.report import render_report
@@ -227,3 +228,13 @@ def test_compare_moves_nothing_and_fit_keeps_what_it_said(lake: Path, tmp_path: 
     empty = tmp_path / "empty"
     assert main(["ingest", "--quiet", "--lake", str(empty), "--logs", str(simulate(tmp_path / "s", 300, 2))]) == 0
     assert "no model to compare with" in run("fit", "--compare", f"--lake={empty}", codes=(1,)).stderr
+
+
+def test_a_model_of_another_version_is_an_error_with_the_fix(tmp_path):
+    files = {"model.json": b'{"version": 1}'}
+    store = Store(str(tmp_path))
+    hashes = {n: hashlib.sha256(d).hexdigest() for n, d in files.items()}
+    for name, data in (files | {"manifest.json": json.dumps({"files": hashes}).encode()}).items():
+        store.put(f"models/f/{name}", data)
+    with pytest.raises(LakeError, match=r"model f: .*run `sayagain fit` again"):
+        modelstore.load(str(tmp_path), "f")

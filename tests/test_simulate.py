@@ -86,6 +86,7 @@ def test_as_hard_as_the_evaluation_worlds(demo, locale):
     check_hardness(demo, locale)
 
 
+@pytest.mark.slow
 def test_as_hard_without_spaces(tmp_path):
     run(SimulateOptions(out=str(tmp_path / "w"), locales="ja-JP", turns=20_000))
     check_hardness(tmp_path / "w", "ja-JP")

@@ -270,6 +270,7 @@ def test_identical_losers_are_rejected_once():
 CHOICES = st.tuples(st.sampled_from("123"), st.sampled_from("uv"), st.integers(0, 2), st.sampled_from("ab"), st.sampled_from(["x", "y"]))
 
 
+@pytest.mark.slow
 @given(st.lists(CHOICES, max_size=14), st.randoms(use_true_random=False), st.integers(0, 14))
 def test_merging_in_steps_and_any_order_is_merging_at_once(choices, rng, cut):
     rows = [row(c[0], c[1], c[2], c[3], n, utterance=c[4]) for n, c in enumerate(choices)]
