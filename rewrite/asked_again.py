@@ -90,7 +90,8 @@ def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction:
     locale = candidates["locale"]
     channel = turns["channel"].gather(i) if n else turns["channel"].head(0)
     for (name,), part in _groups(locale):
-        x = _text_features(turns, i[part], j[part], model.stats.get(name, TextStats()))
+        texts, a, b = _distinct(turns, i[part], j[part], model.stats.get(name, TextStats()))
+        x = texts.features(a, b)
         alike[part] = x[:, [_EDIT, _JACCARD]]
         for (said_on,), within in _groups(channel.gather(part)):
             d, rows = model.detector(name, said_on), part[within]
@@ -327,11 +328,6 @@ def _view(x: np.ndarray, q: np.ndarray, signs: list[int], seed: int) -> tuple[st
     q = np.clip(q, 0.001, 0.999)
     trees, mean = fit_trees(x, q, signs, seed=seed), float(logit(q.mean()))
     return trees, mean, np.clip(log_odds(trees, x) - mean, -LIMIT, LIMIT)
-
-
-def _text_features(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats) -> np.ndarray:
-    texts, a, b = _distinct(turns, i, j, stats)
-    return texts.features(a, b)
 
 
 def _distinct(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats) -> tuple[pairs.Texts, np.ndarray, np.ndarray]:

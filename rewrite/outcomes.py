@@ -36,7 +36,8 @@ _EDGE = 0.001  # votes stay within [_EDGE, 1 - _EDGE]
 def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = SESSION_GAP_S, seed: int = 0) -> Model:
     """`model` with its outcomes learned from the same turns (`pairs.ordered`) and their scored pairs."""
     columns = ("locale", "user_key", "key", "turn_id", "timestamp", "treatment", "is_retry")
-    seen = pl.concat([turns.select(columns).with_row_index("row"), cells(turns, scored, gap_s)], how="horizontal")
+    went = cells(turns, scored, gap_s)
+    seen = pl.concat([turns.select(columns).with_row_index("row"), went], how="horizontal")
     seen = seen.filter(~pl.col("is_retry") & ~pl.col("censored")).sort("locale", "turn_id", "timestamp", "key")
     # What was served instead says nothing about the text that was said: such turns have no vote on it.
     ours = (pl.col("treatment") != "rewritten").fill_null(True)
@@ -63,7 +64,7 @@ def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = 
     deciles = {n: np.quantile(c.to_numpy(), np.arange(1, 10) / 10).tolist() for n, c in logged if len(c) >= MIN_TEXTS}
     deciles = {n: tuple(d) for n, d in deciles.items() if d[0] < d[-1]}
     model = replace(model, outcomes={POOL: whole} | outcomes, stats=stats, asr_confidence=deciles)
-    own, more = _log_odds(turns, cells(turns, scored, gap_s), signs, new, looks, model)
+    own, more = _log_odds(turns, went, signs, new, looks, model)
     low = causes.low_confidence(turns, _by_locale(turns), model)
     said = seen["users"].to_numpy() > 0
     learn = {POOL: row[said]} | {locale: row[rows[said[rows]]] for locale, rows in parts.items() if locale in outcomes}
