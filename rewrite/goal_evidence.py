@@ -77,11 +77,11 @@ def interpretations(texts: pl.DataFrame, served: pl.DataFrame) -> Interpretation
     return Interpretations(key, anchor, tuple(json.dumps(row) for row in names.select("intent", "slots").iter_rows()))
 
 
-def same_numbers(utterances: list[str], left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """bool per pair: the two texts hold the same numbers (digits of any script) in any order."""
+def number_sets(utterances: list[str]) -> np.ndarray:
+    """int64 per text: one number per set of numbers in it (digits of any script, in any order)."""
     numbers: dict[tuple[str, ...], int] = {}
     # int() reads the digits of every script; very long runs stay text (int() has a limit).
-    ids = np.fromiter(
+    return np.fromiter(
         (
             numbers.setdefault(tuple(sorted(str(int(d)) if len(d) < 20 else d for d in _DIGITS.findall(u))), len(numbers))
             for u in utterances
@@ -89,7 +89,6 @@ def same_numbers(utterances: list[str], left: np.ndarray, right: np.ndarray) -> 
         dtype=np.int64,
         count=len(utterances),
     )
-    return ids[left] == ids[right]
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,18 @@ class Similar:
     cosine: np.ndarray
     probability: np.ndarray
     curves: pl.DataFrame  # locale, source (interpretations, asked_again, background, none), cosine, probability, pairs, positives
+    locale: np.ndarray  # of each text, as a number
+    numbers: np.ndarray  # of each text: `number_sets`
+    lookups: dict[int, tuple[np.ndarray, np.ndarray]]  # per number of a locale its curve: cosines, probabilities
+
+    def worth(self, rows: np.ndarray, cosine: np.ndarray) -> np.ndarray:
+        """P(same goal) at a cosine, by the curves of the locales of texts `rows`; 0 where the locale has none."""
+        out = np.zeros(len(rows))
+        for here in np.unique(self.locale[rows]):
+            if int(here) in self.lookups:
+                at = self.locale[rows] == here
+                out[at] = np.interp(cosine[at], *self.lookups[int(here)])
+        return out
 
 
 def mutual_neighbours(vectors: np.ndarray, rows: np.ndarray, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
@@ -128,28 +139,35 @@ def similar_pairs(
     """
     empty = np.zeros(0, np.int64)
     parts, curves = [], []
+    numbers = number_sets(texts["utterance"].to_list())
+    code = texts["locale"].rank("dense").cast(pl.Int64).to_numpy() if texts.height else empty
+    lookups: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     if vectors is not None and len(vectors):
         there = np.isfinite(vectors[:, 0]) & (np.abs(vectors).max(axis=1) > 0)
-        locale, utterances = texts["locale"].to_numpy(), texts["utterance"].to_list()
+        locale = texts["locale"].to_numpy()
         edges = np.flatnonzero(np.append(True, locale[1:] != locale[:-1])) if len(locale) else empty
         for start, stop in zip(edges, np.append(edges[1:], len(locale)), strict=True):
             rows = np.arange(start, stop)[there[start:stop]]
             if len(rows) < 2:
                 continue
             left, right, cosine, recall = mutual_neighbours(vectors, rows, k, seed)
-            alike = same_numbers(utterances, left, right)
+            nearest = np.full(stop - start, -1.0)
+            np.maximum.at(nearest, np.r_[left, right] - start, np.r_[cosine, cosine])
+            nearest = nearest[nearest > -1]
+            alike = numbers[left] == numbers[right]
             left, right, cosine = left[alike], right[alike], cosine[alike]
-            source, curve = _curve(left, right, cosine, vectors[rows], meaning, links, seed)
-            probability = np.interp(cosine, curve["cosine"], curve["probability"])
+            source, curve = _curve(left, right, cosine, nearest, vectors[rows], meaning, links, seed)
+            lookups[int(code[start])] = curve["cosine"].to_numpy(), curve["probability"].to_numpy()
+            probability = np.interp(cosine, *lookups[int(code[start])])
             curves.append(
                 curve.select(pl.lit(locale[start]).alias("locale"), pl.lit(source).alias("source"), pl.all(), recall=pl.lit(recall))
             )
             parts.append((left, right, cosine, probability))
     if not parts:
-        return Similar(empty, empty, np.zeros(0), np.zeros(0), pl.DataFrame(schema=_CURVES))
+        return Similar(empty, empty, np.zeros(0), np.zeros(0), pl.DataFrame(schema=_CURVES), code, numbers, {})
     left, right, cosine, probability = (np.concatenate(column) for column in zip(*parts, strict=True))
     keep = ~_against(meaning, left, right)
-    return Similar(left[keep], right[keep], cosine[keep], probability[keep], pl.concat(curves))
+    return Similar(left[keep], right[keep], cosine[keep], probability[keep], pl.concat(curves), code, numbers, lookups)
 
 
 _CURVES = {
@@ -171,6 +189,7 @@ def _curve(
     left: np.ndarray,
     right: np.ndarray,
     cosine: np.ndarray,
+    nearest: np.ndarray,
     vectors: np.ndarray,
     meaning: Interpretations,
     links: pl.DataFrame,
@@ -191,7 +210,7 @@ def _curve(
         return "none", pl.DataFrame({"cosine": [0.0], "probability": [0.0], "pairs": [0], "positives": [0]})
     possible = ~_against(meaning, left, right)
     left, right, cosine = left[possible], right[possible], cosine[possible]
-    background = _background(cosine, random_cosines(vectors, RANDOM_PAIRS, seed), len(vectors))
+    background = _background(nearest, cosine, random_cosines(vectors, RANDOM_PAIRS, seed), len(vectors))
     top = float(np.interp(np.quantile(cosine, 0.975), background["cosine"], background["probability"])) if len(cosine) else 0.0
     n = len(meaning.key)
     sure = links.filter(pl.col("mean") >= 0.5)
@@ -231,15 +250,24 @@ def isotonic_curve(cosine: np.ndarray, same: np.ndarray) -> pl.DataFrame | None:
     return pl.DataFrame({"cosine": middle, "probability": probability, "pairs": pairs, "positives": positives})
 
 
-def _background(cosine: np.ndarray, random: np.ndarray, texts: int) -> pl.DataFrame:
-    """1 - (expected chance neighbours at least this near) / (seen), chance being a normal fitted to random pairs."""
+def _background(nearest: np.ndarray, cosine: np.ndarray, random: np.ndarray, texts: int) -> pl.DataFrame:
+    """P(same goal | cosine) from the texts alone: the way from a random pair (0) to a text's nearest one (1), squared.
+
+    `nearest`: the cosine of each text's nearest one, of one goal more often than not where most goals have two wordings. Where
+    they do not, chance alone explains a cosine, and no more is believed than 1 - (expected chance neighbours at least this
+    near) / (seen), chance being a normal fitted to random pairs. The way has no scale of a model or a language left;
+    squared, it puts the least probability of two unknown clusters at four fifths of the way, where average linkage agreed best
+    with lists of wordings in 14 languages (two encoders; 3/4 to 9/10 in all but two). A ranking made comparable, not a frequency.
+    """
     from scipy.stats import norm
 
-    grid = np.linspace(-1, 1, 81)
+    grid = np.linspace(-1, 1, 201)
     centre = float(np.median(random))
     spread = 1.4826 * float(np.median(np.abs(random - centre)))  # robust: some random pairs are of one goal
     seen = (cosine[None, :] >= grid[:, None]).sum(axis=1)
     chance = texts * (texts - 1) / 2 * norm.sf(grid, centre, max(spread, 1e-3))
-    probability = np.maximum.accumulate(np.clip(1 - (chance + 0.5) / (seen + 1), 0, 1))
+    crowded = np.clip(1 - (chance + 0.5) / (seen + 1), 0, 1)
+    way = (grid - centre) / max(float(np.median(nearest)) - centre, 1e-3) if len(nearest) else np.zeros(len(grid))
+    probability = np.maximum.accumulate(np.minimum(crowded, np.clip(way, 0, 1) ** 2))
     zero = np.zeros(len(grid), np.int64)
     return pl.DataFrame({"cosine": grid, "probability": probability, "pairs": seen.astype(np.int64), "positives": zero})

@@ -6,9 +6,9 @@ agglomeration: in every round each cluster names the goal that its evidence favo
 
 - Asked again: the share of a cluster's users that went to the other, times the chance that at least one of them meant it.
 - Similarity: for a cluster around a known interpretation, the nearest member, if most of the newcomer's neighbours
-  are there too; between unknown ones the mean over all pairs, an unseen pair counting as none. One chance link between
-  two big clusters therefore joins nothing, where connected components would chain them.
-- Against: two different interpretations never meet; nor do neighbours with different numbers.
+  are there too; between unknown ones the mean cosine over all their pairs, seen or not (average linkage: the product of the
+  two mean vectors). One chance link between two big clusters therefore joins nothing, where connected components would chain them.
+- Against: two different interpretations never meet; nor do texts with different numbers, by what they look like.
 
 Last, clusters of different locales that mean the same get one goal (`rewrite.across`).
 """
@@ -34,6 +34,9 @@ LEAST_UNKNOWN = 0.65
 
 ROUNDS = 100
 """Far above what real graphs need (10 to 30); the loop ends when nothing joins."""
+
+BLOCK = 65_536
+"""Pairs of clusters compared at a time: 270 MB of vectors at 512 dimensions."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def build_goals(
     meaning = interpretations(texts, served)
     pairs = _indexed_links(texts, links)
     similar = similar_pairs(texts, vectors, meaning, pairs, neighbours, seed)
-    cluster = _agglomerate(meaning, pairs, similar, least, least_unknown, neighbours)
+    cluster = _agglomerate(meaning, pairs, similar, vectors, least, least_unknown)
 
     edges = _edges(texts, meaning, pairs, similar)
     goals = _describe(texts, cluster, edges)
@@ -136,7 +139,7 @@ def _indexed_links(texts: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
 
 
 def _agglomerate(
-    meaning: Interpretations, links: pl.DataFrame, similar: Similar, least: float, least_unknown: float, neighbours: int
+    meaning: Interpretations, links: pl.DataFrame, similar: Similar, vectors: np.ndarray | None, least: float, least_unknown: float
 ) -> np.ndarray:
     """int64 (n,): cluster of each text, numbered by its smallest member. See the head of this file."""
     n = len(meaning.key)
@@ -154,8 +157,8 @@ def _agglomerate(
     asked = np.concatenate([links["weight"].to_numpy(), none_s])
     doubt = np.concatenate([links["doubt"].to_numpy(), none_s])
     near = np.concatenate([none_l, similar.probability])
-    total, size = near.copy(), np.bincount(cluster, minlength=n).astype(np.float64)
-    size[anchored] = np.minimum(size[anchored], 1)
+    total = near.copy()
+    means = _Means(similar, vectors)
 
     for _ in range(ROUNDS):
         a, b = np.minimum(cluster[left], cluster[right]), np.maximum(cluster[left], cluster[right])
@@ -169,7 +172,7 @@ def _agglomerate(
         asked, doubt, total = (np.add.reduceat(v[order], starts) for v in (asked, doubt, total))
         near = np.maximum.reduceat(near[order], starts)
 
-        probability = _join_probability(left, right, asked, doubt, near, total, size, anchored, neighbours)
+        probability = _join_probability(left, right, asked, doubt, near, total, means, anchored)
         clash = (key[left] >= 0) & (key[right] >= 0) & (key[left] != key[right])
         probability[clash | (anchored[left] & anchored[right])] = 0.0
         wanted = np.where(anchored[left] | anchored[right], least, least_unknown)
@@ -180,10 +183,42 @@ def _agglomerate(
         target = np.arange(n)
         target[gone] = into
         cluster = target[cluster]
-        np.add.at(size, into, np.where(anchored[into], 0, size[gone]))
+        means.join(into, gone, anchored)
         key[into] = np.where(key[into] >= 0, key[into], key[gone])
     _, first, inverse = np.unique(cluster, return_index=True, return_inverse=True)
     return first[inverse]
+
+
+class _Means:
+    """The mean cosine over all pairs of two clusters, and what it is worth: sums of unit vectors, kept while clusters join."""
+
+    def __init__(self, similar: Similar, vectors: np.ndarray | None):
+        self._similar = similar
+        self._sums = None if vectors is None else vectors.copy()
+        self._size = np.zeros(0) if vectors is None else np.abs(vectors).max(axis=1, initial=0).astype(bool).astype(np.float64)
+
+    def alike(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """P(one goal) by the mean cosine of pairs of clusters; 0 where a side has no vector, or where their numbers differ."""
+        out = np.zeros(len(left))
+        if self._sums is None:
+            return out
+        numbers = self._similar.numbers
+        pairs = self._size[left] * self._size[right]
+        at = np.flatnonzero((pairs > 0) & (numbers[left] == numbers[right]))
+        for start in range(0, len(at), BLOCK):
+            part = at[start : start + BLOCK]
+            dot = np.einsum("ij,ij->i", self._sums[left[part]], self._sums[right[part]])
+            # To 5 digits, so that what this machine does with the last bits decides nothing.
+            out[part] = self._similar.worth(left[part], np.round(dot / pairs[part], 5))
+        return out
+
+    def join(self, into: np.ndarray, gone: np.ndarray, anchored: np.ndarray) -> None:
+        """Clusters `gone` become part of `into`; around an anchor no mean is ever asked for."""
+        if self._sums is None:
+            return
+        free = ~anchored[into]
+        np.add.at(self._sums, into[free], self._sums[gone[free]])
+        np.add.at(self._size, into[free], self._size[gone[free]])
 
 
 def _join_probability(
@@ -193,12 +228,11 @@ def _join_probability(
     doubt: np.ndarray,
     near: np.ndarray,
     total: np.ndarray,
-    size: np.ndarray,
+    means: _Means,
     anchored: np.ndarray,
-    neighbours: int,
 ) -> np.ndarray:
     """P(two clusters are one goal) per pair of clusters with any evidence."""
-    n = len(size)
+    n = len(anchored)
 
     def share(weight: np.ndarray) -> np.ndarray:
         """Of the joining side's evidence, how much points to the other: the side without an anchor, else the one with less."""
@@ -209,9 +243,9 @@ def _join_probability(
 
     meant = share(asked) * -np.expm1(doubt)
     known = anchored[left] | anchored[right]
-    # Two clusters cannot show more pairs than the smaller one has neighbours.
-    seen = np.minimum(size[left] * size[right], neighbours * np.minimum(size[left], size[right]))
-    alike = np.where(known, near * share(total), total / seen)
+    alike = near * share(total)
+    unknown = np.flatnonzero(~known & (near > 0))
+    alike[unknown] = means.alike(left[unknown], right[unknown])
     return 1 - (1 - meant) * (1 - alike)
 
 
