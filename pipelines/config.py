@@ -104,6 +104,13 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Goals:
+    """What counts as one goal."""
+
+    lexicon: str = key("", "TSV file of words that say the same, in two locales or in one: locale, phrase, locale, phrase; empty: none")
+
+
+@dataclass(frozen=True)
 class Evidence:
     """From votes to candidates."""
 
@@ -185,6 +192,7 @@ class Config:
     privacy: Privacy = Privacy()
     asked_again: AskedAgain = AskedAgain()
     embedding: Embedding = Embedding()
+    goals: Goals = Goals()
     evidence: Evidence = Evidence()
     release: Release = Release()
     gates: Gates = Gates()

@@ -11,7 +11,7 @@ import apache_beam as beam
 import numpy as np
 import polars as pl
 
-from pipelines import embed, engine, shards, window
+from pipelines import embed, engine, lexicon, shards, window
 from pipelines.context import Context
 from pipelines.errors import LakeError
 from pipelines.plan import Plan
@@ -21,6 +21,7 @@ from rewrite import contracts
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
+    from rewrite.lexicon import Rows
 
 VERSION = 3
 READS = {"votes": contracts.VOTES.names, "embeddings": ["key", "vector"], "goals": contracts.GOALS.names}
@@ -43,7 +44,9 @@ class BuildGoals(beam.DoFn):
         sent: int,
         burst: float,
         scarce: float,
+        words: Rows = (),
     ):
+        self._words = words
         self._burst, self._scarce = burst, scarce
         self._store, self._attempt, self._as_of, self._k = store, attempt, as_of, k
         self._embeddings, self._last, self._seed, self._sent = embeddings, last, seed, sent
@@ -61,7 +64,14 @@ class BuildGoals(beam.DoFn):
             parts = [pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._last.files]
             last = pl.concat(parts) if parts else None
         graph = goals.build_goals(
-            texts.select("locale", "utterance", "users", "served"), vectors, links, served, last, seed=self._seed, models=model
+            texts.select("locale", "utterance", "users", "served"),
+            vectors,
+            links,
+            served,
+            last,
+            seed=self._seed,
+            models=model,
+            lexicon=self._words,
         )
         partition = f"as_of={self._as_of}"
         recall = graph.curves["recall"].min() if graph.curves.height else 1.0
@@ -126,7 +136,13 @@ def predecessor(store: Store, table: str, as_of: date) -> Manifest | None:
 def _fingerprint(context: Context, as_of: date) -> str:
     embeddings, last = embed.current(context), predecessor(context.store, "goals", as_of)
     more = [json.dumps(embeddings.partitions, sort_keys=True) if embeddings else "", last.content if last else ""]
-    return window.fingerprint(context, as_of, context.config.fingerprint("privacy", "run.seed"), *more, str(VERSION))
+    words = json.dumps(_lexicon(context)) if _lexicon(context) else ""
+    return window.fingerprint(context, as_of, context.config.fingerprint("privacy", "run.seed"), *more, words, str(VERSION))
+
+
+def _lexicon(context: Context) -> Rows:
+    """The rows of the lexicon that the command line or the configuration names."""
+    return lexicon.read(getattr(context.options, "lexicon", None) or context.config.goals.lexicon)
 
 
 def plan(context: Context) -> Plan:
@@ -154,7 +170,18 @@ def run(context: Context, report: Any) -> None:
         work = shards.by_bucket(window.manifests(context, as_of))
         gather = window.GatherEvidence(context.store, window.rules(context), len(work))
         transform = Link(
-            context.store, gather, attempt, as_of, c.privacy.k, have, last, c.run.seed, len(work), c.privacy.burst, c.privacy.scarce
+            context.store,
+            gather,
+            attempt,
+            as_of,
+            c.privacy.k,
+            have,
+            last,
+            c.run.seed,
+            len(work),
+            c.privacy.burst,
+            c.privacy.scarce,
+            _lexicon(context),
         )
         receipts = engine.execute(context, "link", work, transform, expect=len(SCHEMAS))
         fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from pipelines import choose, config, engine, models
+from pipelines import choose, config, engine, lexicon, models
 from pipelines.errors import InputError, UsageError
 from pipelines.options import LinkOptions
 from rewrite import contracts
@@ -23,6 +23,7 @@ def main(options: LinkOptions) -> int:
     """Read, embed, join, write `goals.parquet`, `goal_edges.parquet` and `rejects.parquet`. Returns the exit code."""
     c = config.load(options.config)
     texts, rejects = read_texts(str(options.texts))
+    words = lexicon.read(options.lexicon or c.goals.lexicon)
     vectors, choice = embed(texts, c.embedding.model, c.embedding.device)
     from rewrite.goals import build_goals
 
@@ -34,7 +35,7 @@ def main(options: LinkOptions) -> int:
     }
     by = {locale: str(row["model"]) for locale, row in choice.items()}
     model = texts["locale"].replace_strict(by, default=None, return_dtype=pl.String)
-    graph = build_goals(texts, vectors, empty["links"], empty["served"], seed=c.run.seed, models=model)
+    graph = build_goals(texts, vectors, empty["links"], empty["served"], seed=c.run.seed, models=model, lexicon=words)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(engine.conform(graph.goals, contracts.GOALS), out / "goals.parquet")

@@ -151,12 +151,15 @@ class EmbedOptions(AsOfOptions):
 class LinkOptions(AsOfOptions):
     """Joins wordings of one goal, across users and languages, into the goal graph; goals keep their ids.
 
-    Examples: sayagain link --lake ./lake
+    Examples: sayagain link --lake ./lake --lexicon words.tsv
               sayagain link --texts wordings.csv --out ./goals
     """
 
     texts: str | None = opt(None, "no lake: join the texts of this .parquet, .csv or .jsonl (columns text, locale)", metavar="FILE")
     out: str = opt("goals", "folder for the tables of --texts", metavar="DIR")
+    lexicon: str | None = opt(
+        None, "TSV of words that say the same: locale, phrase, locale, phrase; default: goals.lexicon", metavar="FILE"
+    )
 
     def validate(self) -> None:
         if not self.texts:

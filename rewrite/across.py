@@ -13,11 +13,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 from rewrite.goal_evidence import isotonic_curve
+from rewrite.lexicon import Rows, lexical, translations
 
 SURE = 0.7
 """Probability from which two clusters of two locales are one goal. Measured on simulated logs, en-de-ja: pairs just below it are
@@ -25,6 +27,10 @@ right half of the time, pairs at .70 to .75 four times in five, above that more.
 
 BLOCK = 2048
 """Clusters compared at a time: similarities against 100,000 others are 800 MB."""
+
+LEXICON_SHARES = (0.2, 0.4, 0.6)
+"""How much of the likeness of two clusters the lexicon may be. The share that finds most of what was served the same is taken,
+none if it finds no more: measured on the log, per pair of locales."""
 
 LINKS = {"i": pl.Int64, "j": pl.Int64, "similarity": pl.Float64, "probability": pl.Float64, "same_interpretation": pl.Float64}
 
@@ -45,24 +51,28 @@ def join_locales(
     vectors: np.ndarray,
     model: Sequence[str | None],
     meaning: Sequence[str | None],
+    utterances: Sequence[str] = (),
+    lexicon: Rows = (),
 ) -> tuple[np.ndarray, pl.DataFrame]:
     """(cluster of each text, clusters of several locales joined; the links that joined them, i < j rows of texts, sorted).
 
     Per text, sorted by locale: `cluster`, named by its first row; `weight` (users); `vectors`, unit rows (n, d), zeros where
     there is none; `model` that made the row; `meaning` (`meaning_name`) of what is reliably served for it, None if unknown.
+    `lexicon`: what words of two locales say the same, looked for in `utterances` (one per row when there is a lexicon).
     """
     there = np.abs(vectors).max(axis=1) > 0 if len(vectors) else np.zeros(0, bool)
     names = np.array([m or "" for m in model], dtype=object)
     found = []
     for name in sorted(set(names[there])):
         sides = {
-            lo: _clusters(np.flatnonzero(there & (names == name) & (locale == lo)), cluster, weight, vectors, meaning)
+            str(lo): _clusters(np.flatnonzero(there & (names == name) & (locale == lo)), cluster, weight, vectors, meaning)
             for lo in sorted(set(locale[there & (names == name)]))
         }
         order = list(sides)
         for n, a in enumerate(order):
             for b in order[n + 1 :]:
-                found += _meet(sides[a], sides[b])
+                words = _words(sides[a], sides[b], utterances, translations(lexicon, a, b)) if lexicon else None
+                found += _meet(sides[a], sides[b], words)
     found.sort(key=lambda f: (-f[2], f[0], f[1]))
     into: dict[int, int] = {}
     held: dict[int, set[str]] = {}
@@ -86,43 +96,83 @@ def join_locales(
     return joined, pl.DataFrame(kept, schema=LINKS, orient="row").sort("i", "j")
 
 
-Side = tuple[np.ndarray, np.ndarray, np.ndarray]  # cluster numbers, unit means (m, d), meanings
+@dataclass(frozen=True)
+class Side:
+    """The clusters of one locale that one model read."""
+
+    numbers: np.ndarray  # of the clusters
+    means: np.ndarray  # (m, d) unit rows
+    meanings: np.ndarray
+    rows: np.ndarray  # of texts
+    at: np.ndarray  # per text its cluster, as an index of `numbers`
+    weights: np.ndarray  # per text
+
+    def mean(self, vectors: np.ndarray) -> np.ndarray:
+        """(m, d): the mean of a vector per text, by weight."""
+        means = np.zeros((len(self.numbers), vectors.shape[1]))
+        np.add.at(means, self.at, vectors * self.weights[:, None])
+        return means / np.bincount(self.at, self.weights)[:, None]
+
+
+def _unit(means: np.ndarray) -> np.ndarray:
+    return (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def _clusters(rows: np.ndarray, cluster: np.ndarray, weight: np.ndarray, vectors: np.ndarray, meaning: Sequence[str | None]) -> Side:
     """One point per cluster of a locale: the mean of its texts, without the mean of the locale; what most of its users were served."""
     numbers, at = np.unique(cluster[rows], return_inverse=True)
     weights = np.maximum(weight[rows], 1).astype(np.float64)
-    means = np.zeros((len(numbers), vectors.shape[1]))
-    np.add.at(means, at, vectors[rows] * weights[:, None])
-    means /= np.bincount(at, weights)[:, None]
-    means -= means.mean(axis=0)
-    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     votes: list[dict[str, float]] = [{} for _ in numbers]
     for c, w, row in zip(at, weights, rows, strict=True):
         if (name := meaning[row]) is not None:
             votes[c][name] = votes[c].get(name, 0.0) + w
     most = [max(sorted(v), key=v.__getitem__) if v else "" for v in votes]
-    return numbers, means.astype(np.float32), np.array(most, dtype=object)
+    side = Side(numbers, np.zeros(0), np.array(most, dtype=object), rows, at, weights)
+    means = side.mean(vectors[rows])
+    return replace(side, means=_unit(means - means.mean(axis=0)))
 
 
-def _meet(left: Side, right: Side) -> list[tuple[int, int, float, float, float | None]]:
+def _words(left: Side, right: Side, utterances: Sequence[str], known: dict[str, tuple[str, ...]]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Both sides by the words that the lexicon translates, in words of the right one; None where it has none of these locales."""
+    if not known:
+        return None
+    own = {phrase: (phrase,) for phrases in known.values() for phrase in phrases}
+    sides = ((left, known), (right, own))
+    a, b = (_unit(side.mean(lexical([utterances[r] for r in side.rows.tolist()], phrases))) for side, phrases in sides)
+    return a, b
+
+
+def _meet(left: Side, right: Side, words: tuple[np.ndarray, np.ndarray] | None = None) -> list[tuple[int, int, float, float, float | None]]:
     """(cluster, cluster, probability, cosine, same interpretation) of clusters of two locales that are each other's nearest."""
-    ids = {name: n for n, name in enumerate(sorted({*left[2], *right[2]} - {""}))}
-    of_a, of_b = (np.array([ids.get(name, -1) for name in side[2]]) for side in (left, right))
-    a, b, cosine = _mutual(left[1], right[1], np.full(len(of_a), -1), np.full(len(of_b), -1))
-    judged = (of_a[a] >= 0) & (of_b[b] >= 0)
-    curve = isotonic_curve(cosine[judged], of_a[a[judged]] == of_b[b[judged]])
+    ids = {name: n for n, name in enumerate(sorted({*left.meanings, *right.meanings} - {""}))}
+    of_a, of_b = (np.array([ids.get(name, -1) for name in side.meanings]) for side in (left, right))
+    points, most, curve = (left.means, right.means), -1, None
+    for share in (0.0, *(LEXICON_SHARES if words else ())):
+        here = (
+            points if not words or not share else tuple(_blend(p, w, share) for p, w in zip((left.means, right.means), words, strict=True))
+        )
+        a, b, cosine = _mutual(here[0], here[1], np.full(len(of_a), -1), np.full(len(of_b), -1))
+        judged = (of_a[a] >= 0) & (of_b[b] >= 0)
+        same = of_a[a[judged]] == of_b[b[judged]]
+        right_ones = 2 * int(same.sum()) - len(same)  # the right less the wrong
+        if right_ones > most or curve is None:
+            points, most, curve = (here[0], here[1]), right_ones, isotonic_curve(cosine[judged], same)
     if curve is None:
         return []
-    a, b, cosine = _mutual(left[1], right[1], of_a, of_b)
+    a, b, cosine = _mutual(*points, of_a, of_b)
     # How often those who are nearest by their texts alone were served the same.
     probability = np.round(np.interp(cosine, curve["cosine"], curve["probability"]), 6)
     keep = np.flatnonzero(probability >= SURE)
     known = (of_a[a] >= 0) & (of_b[b] >= 0)
     return [
-        (int(left[0][a[k]]), int(right[0][b[k]]), float(probability[k]), float(cosine[k]), 1.0 if known[k] else None) for k in keep.tolist()
+        (int(left.numbers[a[k]]), int(right.numbers[b[k]]), float(probability[k]), float(cosine[k]), 1.0 if known[k] else None)
+        for k in keep.tolist()
     ]
+
+
+def _blend(means: np.ndarray, words: np.ndarray, share: float) -> np.ndarray:
+    """Points whose cosine is (1 - share) of that of the means and `share` of that of the words."""
+    return np.hstack([means * np.float32(np.sqrt(1 - share)), words * np.float32(np.sqrt(share))])
 
 
 def _mutual(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

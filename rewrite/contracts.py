@@ -157,6 +157,7 @@ GOAL_EDGES: Final = pa.schema(
         ("similarity", pa.float64()),  # embedding cosine; null when not embedded or not neighbours
         ("asked_again", pa.float64()),  # users' pooled asked-again evidence; null when none
         ("same_interpretation", pa.float64()),  # share of served interpretations in common; null when unknown
+        ("lexicon", pa.float64()),  # what the lexicon's word for it is worth; null when it says nothing
     ]
 )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from rewrite.lexicon import Rows, exchangeable
 from rewrite.neighbours import near_cosine, random_cosines
 
 SERVED = 0.5
@@ -168,6 +169,26 @@ def similar_pairs(
     left, right, cosine, probability = (np.concatenate(column) for column in zip(*parts, strict=True))
     keep = ~_against(meaning, left, right)
     return Similar(left[keep], right[keep], cosine[keep], probability[keep], pl.concat(curves), code, numbers, lookups)
+
+
+CLAIMED, CLAIMS = 9, 10
+"""What a lexicon is believed before the log is heard: nine of ten pairs."""
+
+
+def lexicon_pairs(texts: pl.DataFrame, meaning: Interpretations, lexicon: Rows) -> pl.DataFrame:
+    """i < j, lexicon (P(same goal)): texts of a locale that are equal once synonyms are exchanged. The probability is learned per
+    locale from those of them that were both served."""
+    parts = []
+    for (locale,), here in texts.with_row_index("i").group_by("locale", maintain_order=True) if lexicon else ():
+        pairs = exchangeable(here["utterance"].to_list(), lexicon, str(locale))
+        rows = here["i"].to_numpy().astype(np.int64)
+        left, right = rows[[i for i, _ in pairs]], rows[[j for _, j in pairs]]
+        judged = (meaning.key[left] >= 0) & (meaning.key[right] >= 0)
+        same = (meaning.key[left] == meaning.key[right])[judged]
+        worth = (CLAIMED + int(same.sum())) / (CLAIMS + len(same))
+        possible = ~_against(meaning, left, right)
+        parts.append(pl.DataFrame({"i": left[possible], "j": right[possible]}).with_columns(lexicon=pl.lit(worth)))
+    return pl.concat(parts) if parts else pl.DataFrame(schema={"i": pl.Int64, "j": pl.Int64, "lexicon": pl.Float64})
 
 
 _CURVES = {

@@ -8,6 +8,7 @@ agglomeration: in every round each cluster names the goal that its evidence favo
 - Similarity: for a cluster around a known interpretation, the nearest member, if most of the newcomer's neighbours
   are there too; between unknown ones the mean cosine over all their pairs, seen or not (average linkage: the product of the
   two mean vectors). One chance link between two big clusters therefore joins nothing, where connected components would chain them.
+- A lexicon: texts that are equal once synonyms are exchanged, as far as such texts were served the same.
 - Against: two different interpretations never meet; nor do texts with different numbers, by what they look like.
 
 Last, clusters of different locales that mean the same get one goal (`rewrite.across`).
@@ -24,7 +25,8 @@ import polars as pl
 
 from rewrite.across import join_locales, meaning_name
 from rewrite.contracts import GOAL_CHANGES, GOAL_EDGES, GOALS
-from rewrite.goal_evidence import NEIGHBOURS, SERVED, Interpretations, Similar, interpretations, similar_pairs
+from rewrite.goal_evidence import NEIGHBOURS, SERVED, Interpretations, Similar, interpretations, lexicon_pairs, similar_pairs
+from rewrite.lexicon import Rows
 
 LEAST = 0.5
 """Probability from which a text joins a goal that is known by what was served."""
@@ -62,6 +64,7 @@ def build_goals(
     neighbours: int = NEIGHBOURS,
     seed: int = 0,
     models: pl.Series | None = None,
+    lexicon: Rows = (),
 ) -> GoalGraph:
     """Every text gets exactly one goal; the result does not depend on the order of any rows.
 
@@ -75,6 +78,7 @@ def build_goals(
       two clusters of which neither is known join each other; `neighbours`: per text, from the embedding.
     - `models`: the model that made each row of `vectors`, null where there is none; by default one model made all. Locales meet
       (`rewrite.across`) only where one model reads both.
+    - `lexicon`: (locale, phrase, locale, phrase) that say the same (`rewrite.lexicon`).
 
     Raises ValueError for misaligned vectors, repeated texts, or a probability out of range.
     """
@@ -93,9 +97,10 @@ def build_goals(
     meaning = interpretations(texts, served)
     pairs = _indexed_links(texts, links)
     similar = similar_pairs(texts, vectors, meaning, pairs, neighbours, seed)
-    cluster = _agglomerate(meaning, pairs, similar, vectors, least, least_unknown)
+    words = lexicon_pairs(texts, meaning, lexicon)
+    cluster = _agglomerate(meaning, pairs, similar, words, vectors, least, least_unknown)
 
-    edges = _edges(texts, meaning, pairs, similar)
+    edges = _edges(texts, meaning, pairs, similar, words)
     goals = _describe(texts, cluster, edges)
     if vectors is not None and texts["locale"].n_unique() > 1:
         says = [meaning_name(*json.loads(name)) for name in meaning.names]
@@ -106,6 +111,8 @@ def build_goals(
             vectors,
             [""] * texts.height if models is None else models.gather(texts["row"]).to_list(),
             [says[k] if k >= 0 else None for k in meaning.key.tolist()],
+            texts["utterance"].to_list(),
+            lexicon,
         )
         edges = pl.concat([edges, across], how="diagonal")
         goals = _one_exemplar(goals.with_columns(goal=pl.Series(joined)))
@@ -139,7 +146,13 @@ def _indexed_links(texts: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
 
 
 def _agglomerate(
-    meaning: Interpretations, links: pl.DataFrame, similar: Similar, vectors: np.ndarray | None, least: float, least_unknown: float
+    meaning: Interpretations,
+    links: pl.DataFrame,
+    similar: Similar,
+    words: pl.DataFrame,
+    vectors: np.ndarray | None,
+    least: float,
+    least_unknown: float,
 ) -> np.ndarray:
     """int64 (n,): cluster of each text, numbered by its smallest member. See the head of this file."""
     n = len(meaning.key)
@@ -151,12 +164,13 @@ def _agglomerate(
     key = meaning.key.copy()
     anchored = meaning.anchor.copy()
 
-    left = np.concatenate([links["i"].to_numpy(), similar.left])
-    right = np.concatenate([links["j"].to_numpy(), similar.right])
-    none_l, none_s = np.zeros(links.height), np.zeros(len(similar.left))
-    asked = np.concatenate([links["weight"].to_numpy(), none_s])
-    doubt = np.concatenate([links["doubt"].to_numpy(), none_s])
-    near = np.concatenate([none_l, similar.probability])
+    left = np.concatenate([links["i"].to_numpy(), similar.left, words["i"].to_numpy()])
+    right = np.concatenate([links["j"].to_numpy(), similar.right, words["j"].to_numpy()])
+    none_l, none_s, none_w = np.zeros(links.height), np.zeros(len(similar.left)), np.zeros(words.height)
+    asked = np.concatenate([links["weight"].to_numpy(), none_s, none_w])
+    doubt = np.concatenate([links["doubt"].to_numpy(), none_s, none_w])
+    near = np.concatenate([none_l, similar.probability, none_w])
+    said = np.concatenate([none_l, none_s, words["lexicon"].to_numpy()])
     total = near.copy()
     means = _Means(similar, vectors)
 
@@ -170,9 +184,9 @@ def _agglomerate(
         starts = np.flatnonzero(np.append(True, code[1:] != code[:-1]))
         left, right = code[starts] // n, code[starts] % n
         asked, doubt, total = (np.add.reduceat(v[order], starts) for v in (asked, doubt, total))
-        near = np.maximum.reduceat(near[order], starts)
+        near, said = (np.maximum.reduceat(v[order], starts) for v in (near, said))
 
-        probability = _join_probability(left, right, asked, doubt, near, total, means, anchored)
+        probability = 1 - (1 - said) * (1 - _join_probability(left, right, asked, doubt, near, total, means, anchored))
         clash = (key[left] >= 0) & (key[right] >= 0) & (key[left] != key[right])
         probability[clash | (anchored[left] & anchored[right])] = 0.0
         wanted = np.where(anchored[left] | anchored[right], least, least_unknown)
@@ -267,8 +281,8 @@ def _joins(left: np.ndarray, right: np.ndarray, probability: np.ndarray, likely:
     return np.column_stack([to[accept], who[accept]])
 
 
-def _edges(texts: pl.DataFrame, meaning: Interpretations, links: pl.DataFrame, similar: Similar) -> pl.DataFrame:
-    """i < j, similarity, asked_again, same_interpretation, probability; one row per pair of texts with any evidence, sorted."""
+def _edges(texts: pl.DataFrame, meaning: Interpretations, links: pl.DataFrame, similar: Similar, words: pl.DataFrame) -> pl.DataFrame:
+    """i < j, similarity, asked_again, same_interpretation, lexicon, probability; one row per pair of texts with any evidence, sorted."""
     asked = links.select("i", "j", asked_again=pl.col("mean"), p_asked=(1 - pl.col("doubt").exp()))
     near = pl.DataFrame(
         {"i": similar.left, "j": similar.right, "similarity": similar.cosine.astype(np.float64), "p_near": similar.probability}
@@ -281,7 +295,7 @@ def _edges(texts: pl.DataFrame, meaning: Interpretations, links: pl.DataFrame, s
         .filter(pl.col("i") != pl.col("hub"))
         .select(i=pl.min_horizontal("i", "hub"), j=pl.max_horizontal("i", "hub"))
     )
-    edges = pl.concat([asked, near.cast({"i": pl.Int64, "j": pl.Int64}), hub], how="diagonal")
+    edges = pl.concat([asked, near.cast({"i": pl.Int64, "j": pl.Int64}), hub, words], how="diagonal")
     edges = edges.group_by("i", "j").agg(pl.exclude("i", "j").max()).sort("i", "j")
     key = pl.Series(meaning.key)
     a, b = key.gather(edges["i"]), key.gather(edges["j"])
@@ -299,6 +313,7 @@ def _edges(texts: pl.DataFrame, meaning: Interpretations, links: pl.DataFrame, s
             1
             - (1 - pl.col("p_asked").fill_null(0.0))
             * (1 - pl.col("p_near").fill_null(0.0))
+            * (1 - pl.col("lexicon").fill_null(0.0))
             * (1 - pl.when(pl.col("specific") & (pl.col("same_interpretation") == 1)).then(pl.col("p_same")).otherwise(0.0))
         )
     )
@@ -418,7 +433,7 @@ def _edge_table(texts: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
         names[f"utterance_{side}"] = texts["utterance"].gather(edges[column])
     return (
         edges.with_columns(**names)
-        .with_columns(pl.col("probability", "similarity", "asked_again", "same_interpretation").cast(pl.Float64).round(6))
+        .with_columns(pl.col("probability", "similarity", "asked_again", "same_interpretation", "lexicon").cast(pl.Float64).round(6))
         .select(GOAL_EDGES.names)
         .sort("locale_a", "utterance_a", "locale_b", "utterance_b")
     )
