@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from pipelines.errors import UsageError
-from pipelines.options import opt
+from pipelines.flags import opt
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 

@@ -43,6 +43,13 @@ def _as_ofs(context: Context) -> list[date | None]:
 def dry_run(context: Context, names: list[str]) -> None:
     """The plan: what each stage reads and writes, which partitions it would make, and why. Nothing is written."""
     out = sys.stdout
+    if context.options.runner != "local":
+        from pipelines import graphs
+
+        print(*graphs.shown(context, names), sep="\n", file=out)
+    if context.options.runner == "dataflow":
+        print("\nThe lake was not looked at; --dry-run with --runner local shows what there is to do.", file=out)
+        return
     if "ingest" in names:
         from pipelines import ingest
 
