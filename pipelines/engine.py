@@ -195,5 +195,8 @@ def publish(context: Context, name: str, receipts: list[dict[str, Any]], manifes
         files.setdefault((r["table"], r["partition"]), []).append(FileEntry(**r["entry"]))
     for m in manifests:
         entries = tuple(files.get((m.table, m.partition), ())) + m.files
-        context.store.publish(f"{context.attempt}/{name}", Manifest(**vars(m) | {"files": entries}))
+        made = Manifest(**vars(m) | {"files": entries})
+        context.store.publish(f"{context.attempt}/{name}", made)
+        size = sum(f.bytes for f in entries)
+        context.event("published", job=name, table=m.table, partition=m.partition, rows=made.rows, files=len(entries), bytes=size)
     context.store.clear_attempt(f"{context.attempt}/{name}")

@@ -6,7 +6,7 @@ import json
 import sys
 from datetime import date
 
-from pipelines import jobs, reporting
+from pipelines import jobs, metrics, reporting
 from pipelines.context import Context
 from pipelines.errors import SayagainError
 from pipelines.explain import printable
@@ -22,7 +22,7 @@ def main(options: MineOptions) -> int:
         dry_run(Context(options, dry=True), list(JOBS))
         return 0
     context = Context(options, make=True)
-    with context.running():
+    with metrics.written(context, "mine"), context.running():
         for name in DAILY:
             jobs.stage(context, name)
         for day in _as_ofs(context):

@@ -14,6 +14,7 @@ from pipelines.engine_options import EngineOptions
 from pipelines.errors import UsageError
 from pipelines.flags import opt
 
+LOGS = ("short", "lines", "json")
 DRY_RUN = opt(False, "print the plan, and with another runner than local each job's graph; write nothing")
 
 
@@ -33,6 +34,10 @@ class JobOptions(EngineOptions):
     config: str | None = opt(None, "TOML file; `sayagain config` prints one with every key", metavar="FILE")
     quiet: bool = opt(False, "no progress on the terminal")
     json: bool = opt(False, "print a one-line JSON summary on stdout, for scripts")
+    log: str = opt(
+        "short", "on stderr: a line per stage (short), or one per stage and published partition, as key=value (lines) or JSON", choices=LOGS
+    )
+    metrics: str = opt("", "write what the run measured to this file at its end, as Prometheus text", metavar="FILE")
 
     def validate(self) -> None:
         """Raises UsageError before anything is started."""

@@ -90,7 +90,7 @@ def test_logs_of_this_machine_are_refused_where_workers_are_elsewhere():
     EngineOptions(runner="spark").check_logs(("log.parquet",))
     for options in (EngineOptions(runner="dataflow"), EngineOptions(runner="spark", spark_master="spark://h:1")):
         options.check_logs(("gs://b/log",))
-        with pytest.raises(UsageError, match="--logs log.parquet: the workers"):
+        with pytest.raises(UsageError, match=r"--logs log\.parquet: the workers"):
             options.check_logs(("log.parquet",))
 
 
