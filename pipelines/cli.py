@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "queue retract": ("pipelines.queue", a.QueueRetractOptions, ("release",)),
     "forget": ("pipelines.forget", a.ForgetOptions, ()),
     "gc": ("pipelines.gc", a.GcOptions, ()),
+    "doctor": ("pipelines.doctor", a.DoctorOptions, ()),
+    "traces": ("pipelines.traces", a.TracesOptions, ()),
     "open": ("pipelines.openlake", a.OpenOptions, ()),
     "registry rebuild": ("pipelines.queue", a.RegistryRebuildOptions, ()),
 }

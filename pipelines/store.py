@@ -169,6 +169,14 @@ class Store:
             return False
         return True
 
+    def size(self, path: str) -> int | None:
+        """Bytes of an object, None when there is nothing."""
+        try:
+            with self._told(path):
+                return int(obstore.head(self._store, path)["size"])
+        except (NotFoundError, FileNotFoundError):
+            return None
+
     def put(self, path: str, data: bytes) -> None:
         """Write or replace, whole or not at all."""
         with self._told(path):
@@ -243,12 +251,21 @@ class Store:
         return f"_manifests/{table}/{partition}.json"
 
     def manifest(self, table: str, partition: str) -> Manifest | None:
-        data = self.find(self._manifest_path(table, partition))
-        return Manifest.from_json(data) if data else None
+        path = self._manifest_path(table, partition)
+        data = self.find(path)
+        return self._parsed(path, data) if data is not None else None
+
+    def _parsed(self, path: str, data: bytes) -> Manifest:
+        try:
+            return Manifest.from_json(data)
+        except (ValueError, KeyError, TypeError):
+            raise LakeError(
+                f"{self.url(path)}: {len(data)} bytes that are no manifest; delete it and run again: its table is made anew"
+            ) from None
 
     def manifests(self, table: str) -> dict[str, Manifest]:
         """Partition -> manifest, in the order of the partitions' names."""
-        return {m.partition: m for m in (Manifest.from_json(self.get(p)) for p in self.list(f"_manifests/{table}"))}
+        return {m.partition: m for m in (self._parsed(p, self.get(p)) for p in self.list(f"_manifests/{table}"))}
 
     def attempt(self, attempt: str, table: str, partition: str, data: pa.Table, bucket: int | None = None) -> FileEntry:
         """Write one file of a partition aside; it becomes visible by `publish`."""
@@ -267,7 +284,7 @@ class Store:
         """
         path = self._manifest_path(manifest.table, manifest.partition)
         before = self.find_version(path)
-        old = {f.path for f in Manifest.from_json(before[0]).files} if before else set()
+        old = {f.path for f in self._parsed(path, before[0]).files} if before else set()
         for f in manifest.files:
             if f.path in old:
                 continue
@@ -344,6 +361,10 @@ class Store:
             last = self._held.pop(path)[0]
             if self.find(path) == last:
                 self.delete([path])
+
+    def is_dead(self, held: dict[str, Any]) -> bool:
+        """Whether what a lease says of its holder means that it is gone."""
+        return _dead(held, self.local)
 
     def _renew(self, path: str, since: int, token: str, done: threading.Event) -> None:
         while not done.wait(RENEW_SECONDS):
