@@ -16,6 +16,7 @@ from pipelines.admin_options import DoctorOptions
 from pipelines.context import Context
 from pipelines.errors import LakeError, SayagainError
 from pipelines.explain import printable
+from pipelines.releases import open_lake
 from pipelines.store import Manifest, Store
 
 LITTLE_DISK = 5 << 30  # bytes: a day of a million turns writes about one GiB, attempts included
@@ -111,7 +112,7 @@ def engine(options: DoctorOptions) -> Iterator[Finding]:
 
 def lake(options: DoctorOptions) -> Iterator[Finding]:
     """Key, disk, manifests against files, leftovers, releases, queue. --rebuild mends what can be made anew from the rest."""
-    context = Context(options)
+    context = open_lake(options)
     store = context.store
     if store.local:
         free = shutil.disk_usage(store.root).free
