@@ -370,6 +370,10 @@ def run(context: Context, report: Any) -> None:
         if problems:
             context.store.clear_attempt(attempt)
             raise InputError("\n".join(dict.fromkeys(problems)))
+        if moved := sources.changed(files.values()):
+            context.store.clear_attempt(attempt)
+            more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+            raise InputError(f"{moved[0]}{more}: changed while it was read; nothing was published, run again when it is whole")
         per_input = _counts(receipts)
         for path, n in sorted(per_input.items()):
             kept = n["turns"] + n["duplicates"] + sum(m for name, m in n.items() if name.startswith("reject:"))

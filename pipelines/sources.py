@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import IO, Any
@@ -151,6 +151,17 @@ def _match(spec: str, day: date | None) -> tuple[list[Source], int]:
                 continue
             files.append(Source(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0, day))
     return files, skipped
+
+
+def changed(files: Iterable[Source]) -> list[str]:
+    """Those of the files that are gone, or not what they were when they were found."""
+    was = {f.path: f.stamp for f in files}
+    try:
+        matched = FileSystems.match([glob.escape(p) if "://" not in p else p for p in was])
+    except BeamIOError:
+        return sorted(was)
+    now = {m.path: Source(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0).stamp for r in matched for m in r.metadata_list}
+    return sorted(p for p, stamp in was.items() if now.get(p) != stamp)
 
 
 # what each is
