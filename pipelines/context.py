@@ -29,11 +29,12 @@ KEY_ENV = "SAYAGAIN_USER_KEY"
 
 @dataclass
 class StageReport:
-    """What one stage did: rows in and out, seconds, peak memory of this process."""
+    """What one stage did: rows in and out, seconds, CPU seconds, peak memory of this process."""
 
     name: str
     counts: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of all threads, and of worker processes that have ended
     peak_mib: float = 0.0
     skipped: str = ""  # why nothing had to be done
 
@@ -120,7 +121,7 @@ class Context:
         report = StageReport(name)
         self.stages.append(report)
         _reset_peak()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), sum(os.times()[:4])
         self.say(f"{name} ...", transient=True)
         outcome = "failed"
         try:
@@ -128,8 +129,14 @@ class Context:
             outcome = "skipped" if report.skipped else "done"
         finally:
             report.seconds = time.perf_counter() - start
+            report.cpu_seconds = sum(os.times()[:4]) - cpu
             report.peak_mib = _peak_mib()
-            measured = {"seconds": round(report.seconds, 3), "peak_mib": round(report.peak_mib), "skipped": report.skipped}
+            measured = {
+                "seconds": round(report.seconds, 3),
+                "cpu_seconds": round(report.cpu_seconds, 2),
+                "peak_mib": round(report.peak_mib),
+                "skipped": report.skipped,
+            }
             self.event("stage", stage=name, outcome=outcome, **measured, **report.counts)
         self.say(f"{name:<10} {report.seconds:6.1f} s  {report.peak_mib:6,.0f} MiB  {report.told()}")
 

@@ -366,14 +366,14 @@ def run(context: Context, report: Any) -> None:
         work = [*(s for f in files.values() for s in sources.shards(f, held)), *(Touch(p) for p in sorted(made.touch))]
         os.environ[KEY_ENV] = context.user_key().hex()
         receipts = engine.execute(context, "ingest", work, Ingest(job))
-        problems = [r["counts"]["problem"] for r in receipts if r["table"] == "read" and r["counts"]["problem"]]
-        if problems:
-            context.store.clear_attempt(attempt)
-            raise InputError("\n".join(dict.fromkeys(problems)))
         if moved := sources.changed(files.values()):
             context.store.clear_attempt(attempt)
             more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
             raise InputError(f"{moved[0]}{more}: changed while it was read; nothing was published, run again when it is whole")
+        problems = [r["counts"]["problem"] for r in receipts if r["table"] == "read" and r["counts"]["problem"]]
+        if problems:
+            context.store.clear_attempt(attempt)
+            raise InputError("\n".join(dict.fromkeys(problems)))
         per_input = _counts(receipts)
         for path, n in sorted(per_input.items()):
             kept = n["turns"] + n["duplicates"] + sum(m for name, m in n.items() if name.startswith("reject:"))

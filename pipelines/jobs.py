@@ -41,7 +41,7 @@ def run_one(name: str, options: Any) -> int:
         print(line)
     if options.json:
         result = {k: v for k, v in context.result.items() if k not in ("lines", "gates")}
-        took = {"seconds": round(report.seconds, 2), "peak_mib": round(report.peak_mib)}
+        took = {"seconds": round(report.seconds, 2), "cpu_seconds": round(report.cpu_seconds, 2), "peak_mib": round(report.peak_mib)}
         as_of = {} if name in ("ingest", "fit", "detect") else {"as_of": str(context.as_of() or "")}
         print(json.dumps({"job": name, "skipped": report.skipped, **as_of, **took, **report.counts, **result}, default=str))
     return context.exit_code

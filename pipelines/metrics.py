@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _HELP = {
     "sayagain_stage_seconds": "Wall time of a stage.",
+    "sayagain_stage_cpu_seconds": "CPU time of a stage on the launching machine, local workers included.",
     "sayagain_stage_peak_bytes": "Peak resident memory of the launcher during a stage; local workers in processes of their own are not in it.",
     "sayagain_stage_skipped": "1: there was nothing to do.",
     "sayagain_stage_count": "What a stage counted: rows, days, pairs, goals, as its line of the summary has them.",
@@ -37,6 +38,7 @@ def text(context: Context, command: str, exit_code: int) -> str:
     for s in context.stages:
         of = {"stage": s.name}
         found["sayagain_stage_seconds"].append((of, round(s.seconds, 3)))
+        found["sayagain_stage_cpu_seconds"].append((of, round(s.cpu_seconds, 3)))
         found["sayagain_stage_peak_bytes"].append((of, int(s.peak_mib * 2**20)))
         found["sayagain_stage_skipped"].append((of, int(bool(s.skipped))))
         for name, n in s.counts.items():

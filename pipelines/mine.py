@@ -81,7 +81,13 @@ def summarise(context: Context) -> None:
     r = context.result
     if context.options.json:
         stages = {
-            s.name: {"skipped": s.skipped, "seconds": round(s.seconds, 2), "peak_mib": round(s.peak_mib), **s.counts}
+            s.name: {
+                "skipped": s.skipped,
+                "seconds": round(s.seconds, 2),
+                "cpu_seconds": round(s.cpu_seconds, 2),
+                "peak_mib": round(s.peak_mib),
+                **s.counts,
+            }
             for s in context.stages
         }
         print(json.dumps({**r, "stages": stages}, default=str))

@@ -21,7 +21,7 @@ CONFIG = '[embedding]\nmodel = "ngrams"\n'  # vectors are inputs; without torch 
 class World:
     """A small log, the lake of a calm run, and as many disturbed ones as wanted, in this process."""
 
-    def __init__(self, folder: Path, turns: int = 3_000, days: int = 2):
+    def __init__(self, folder: Path, turns: int = 2_500, days: int = 2):
         self.folder, self.number = folder, 0
         size = [f"--turns={turns}", f"--days={days}", "--locales=en-US", "--by-day", "--no-truth", "--quiet"]
         assert main(["simulate", f"--out={folder}/world", *size]) == 0
@@ -118,7 +118,8 @@ def log_changes(file: Path, rows: pl.DataFrame) -> Iterator[None]:
         nonlocal done
         if not done:
             done = True
-            rows.write_parquet(file)
+            rows.write_parquet(file.with_suffix(".new"))
+            file.with_suffix(".new").replace(file)
         yield from read(*arguments)
 
     patch.setattr(sources, "read", reading)
@@ -132,6 +133,6 @@ def tables(lake: Path, name: str, *without: str) -> dict[str, str]:
     """Partition -> a hash of its rows, but for some columns."""
     out = {}
     for partition in sorted((lake / name).iterdir()):
-        rows = pl.read_parquet(f"{partition}/**/*.parquet", hive_partitioning=False).drop(*without)
+        rows = pl.read_parquet(f"{partition}/**/*.parquet", hive_partitioning=False).drop(*without, strict=False)
         out[partition.name] = hashlib.sha256(rows.sort(rows.columns).write_json().encode()).hexdigest()
     return out

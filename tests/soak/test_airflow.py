@@ -89,6 +89,7 @@ def test_the_real_scheduler(tmp_path):
     config.write_text('[embedding]\nmodel = "ngrams"\n')
     port = _port()
     env = os.environ | {
+        "PATH": f"{AIRFLOW.parent}:{os.environ['PATH']}",
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
