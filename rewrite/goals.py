@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ import polars as pl
 from rewrite.across import join_locales, meaning_name
 from rewrite.contracts import GOAL_CHANGES, GOAL_EDGES, GOALS
 from rewrite.goal_evidence import NEIGHBOURS, SERVED, Interpretations, Similar, interpretations, similar_pairs
+from rewrite.neighbours import Near
 
 LEAST = 0.5
 """Probability from which a text joins a goal that is known by what was served."""
@@ -59,6 +61,7 @@ def build_goals(
     neighbours: int = NEIGHBOURS,
     seed: int = 0,
     models: pl.Series | None = None,
+    near: Mapping[str, Near] | None = None,
 ) -> GoalGraph:
     """Every text gets exactly one goal; the result does not depend on the order of any rows.
 
@@ -72,6 +75,8 @@ def build_goals(
       two clusters of which neither is known join each other; `neighbours`: per text, from the embedding.
     - `models`: the model that made each row of `vectors`, null where there is none; by default one model made all. Locales meet
       (`rewrite.across`) only where one model reads both.
+    - `near`: per locale the neighbours of its texts that have a vector, in the order of their keys, where they were searched before
+      (`pipelines.cells`); the others are searched here.
 
     Raises ValueError for misaligned vectors, repeated texts, or a probability out of range.
     """
@@ -89,7 +94,7 @@ def build_goals(
 
     meaning = interpretations(texts, served)
     pairs = _indexed_links(texts, links)
-    similar = similar_pairs(texts, vectors, meaning, pairs, neighbours, seed)
+    similar = similar_pairs(texts, vectors, meaning, pairs, neighbours, seed, near)
     cluster = _agglomerate(meaning, pairs, similar, least, least_unknown, neighbours)
 
     edges = _edges(texts, meaning, pairs, similar)
