@@ -365,20 +365,35 @@ def _stable_ids(goals: pl.DataFrame, last: pl.DataFrame | None) -> tuple[list[st
 
 
 def _picture(goals: pl.DataFrame, vectors: np.ndarray | None) -> pl.DataFrame:
-    """`x`, `y`: the two main directions of the texts' vectors, for a scatter plot; null where a text has no vector."""
-    x = y = np.full(goals.height, np.nan)
-    if vectors is not None and goals.height > 2:
-        there = np.abs(vectors).max(axis=1) > 0
-        if there.sum() > 2:
-            known = vectors[there].astype(np.float64)
-            centre = known.mean(axis=0)
-            _, axes = np.linalg.eigh((known - centre).T @ (known - centre))
-            axes = axes[:, -1:-3:-1]
-            axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1, 1)  # a direction has no sign of its own
-            at = np.full((goals.height, 2), np.nan)
-            at[there] = (known - centre) @ axes
-            x, y = np.round(at, 4).T
+    """`x`, `y`: the two directions that tell goals apart most, for a scatter plot; null where a text has no vector.
+
+    Each locale is centred and scaled first (languages lie apart in every model, and models differ); the directions are the principal
+    ones of the goals' means, so that the texts of a goal stay together.
+    """
+    at = np.full((goals.height, 2), np.nan)
+    there = np.flatnonzero(np.abs(vectors).max(axis=1) > 0) if vectors is not None and goals.height > 2 else np.zeros(0, np.int64)
+    if vectors is not None and len(there) > 2:
+        known = vectors[there].astype(np.float64)
+        _, locale = np.unique(goals["locale"].to_numpy()[there], return_inverse=True)
+        known -= _means(known, locale)[locale]
+        known /= np.maximum(np.sqrt(_means((known**2).sum(axis=1, keepdims=True), locale)), 1e-12)[locale]
+        _, goal = np.unique(goals["goal_id"].to_numpy()[there], return_inverse=True)
+        means = _means(known, goal)
+        if (several := np.bincount(goal) > 1).sum() > 2:  # a text alone says nothing of what holds texts together
+            means = means[several]
+        _, axes = np.linalg.eigh(means.T @ means)
+        axes = axes[:, -1:-3:-1]
+        axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1, 1)  # a direction has no sign of its own
+        at[there] = known @ axes
+    x, y = np.round(at, 4).T
     return goals.with_columns(x=pl.Series(x).fill_nan(None), y=pl.Series(y).fill_nan(None))
+
+
+def _means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """(groups, d): the mean of each group's rows; groups are numbered from 0, none empty."""
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(group.max() + 1))
+    return np.add.reduceat(values[order], starts, axis=0) / np.bincount(group)[:, None]
 
 
 def _edge_table(texts: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:

@@ -40,21 +40,13 @@ def lake(tmp_path_factory):
     return store, embed.Current("m", "", {"*": "model=m"}, {}), texts
 
 
-class Keep(beam.DoFn):
-    def __init__(self, path):
-        self.path = path
-
-    def process(self, found):
-        self.path.write_bytes(pickle.dumps(found))
-        return ()
-
-
 def searched(lake, path, *options, plan=PLAN):
     store, have, texts = lake
     args = list(options) or ["--runner=FnApiRunner"]
     with beam.Pipeline(options=PipelineOptions(args)) as pipeline:
         found = pipeline | beam.Create([engine.to_ipc(texts)]) | cells.NearNeighbours(store, f"a-{path.name}", have, plan)
-        _ = found | beam.combiners.ToList() | beam.ParDo(Keep(path))
+        # a function of its own, not of this module, which no worker can import
+        _ = found | beam.combiners.ToList() | beam.Map(lambda rows: path.write_bytes(pickle.dumps(rows)))
     return cells.neighbours(pickle.loads(path.read_bytes()))
 
 
