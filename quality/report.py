@@ -26,6 +26,8 @@ MAX_JSON: Final = 1_300_000
 FEW_LOCALES: Final = 7
 """More locales than this do not fit beside each other; the others are in `other`."""
 OTHER: Final = "other"
+LONG: Final = 36
+"""Characters of a cell that may break into lines."""
 FEW_CARDS: Final = 4
 """Steps of the funnel that head the page, before the sizes of the release."""
 
@@ -404,6 +406,7 @@ def _plain(rows: Rows) -> str:
         return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
     kinds = {n: "n" if any(isinstance(r.get(n), (int, float)) and not isinstance(r.get(n), bool) for r in rows) else "w" for n in names}
+    kinds |= {n: "text" for n in names if any(isinstance(r.get(n), str) and len(r[n]) > LONG for r in rows)}
     head = "".join(f'<th class="{kinds[n]}">{html(n.replace("_", " "))}</th>' for n in names)
     body = "".join("<tr>" + "".join(f'<td class="{kinds[n]}">{_cell(r.get(n))}</td>' for n in names) + "</tr>" for r in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -364,6 +364,10 @@ def _stable_ids(goals: pl.DataFrame, last: pl.DataFrame | None) -> tuple[list[st
     return ordered, table.sort("change", "old_goal_id", "new_goal_id", nulls_last=True)
 
 
+PICTURED = 50_000
+"""Texts that the directions of the picture are learned from: more move no point by the width of a point."""
+
+
 def _picture(goals: pl.DataFrame, vectors: np.ndarray | None) -> pl.DataFrame:
     """`x`, `y`: the two directions that tell goals apart most, for a scatter plot; null where a text has no vector.
 
@@ -372,19 +376,28 @@ def _picture(goals: pl.DataFrame, vectors: np.ndarray | None) -> pl.DataFrame:
     """
     at = np.full((goals.height, 2), np.nan)
     there = np.flatnonzero(np.abs(vectors).max(axis=1) > 0) if vectors is not None and goals.height > 2 else np.zeros(0, np.int64)
-    if vectors is not None and len(there) > 2:
-        known = vectors[there].astype(np.float64)
-        _, locale = np.unique(goals["locale"].to_numpy()[there], return_inverse=True)
-        known -= _means(known, locale)[locale]
-        known /= np.maximum(np.sqrt(_means((known**2).sum(axis=1, keepdims=True), locale)), 1e-12)[locale]
-        _, goal = np.unique(goals["goal_id"].to_numpy()[there], return_inverse=True)
-        means = _means(known, goal)
-        if (several := np.bincount(goal) > 1).sum() > 2:  # a text alone says nothing of what holds texts together
-            means = means[several]
-        _, axes = np.linalg.eigh(means.T @ means)
-        axes = axes[:, -1:-3:-1]
-        axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1, 1)  # a direction has no sign of its own
-        at[there] = known @ axes
+    if vectors is None or len(there) < 3:
+        return goals.with_columns(x=pl.lit(None, pl.Float64), y=pl.lit(None, pl.Float64))
+    locale = np.unique(goals["locale"].to_numpy()[there], return_inverse=True)[1]
+    goal = np.unique(goals["goal_id"].to_numpy()[there], return_inverse=True)[1]
+    size = np.bincount(goal)
+    of = np.flatnonzero(size > 1)  # a text alone says nothing of what holds texts together
+    shown = np.isin(goal, of[np.cumsum(size[of]) <= PICTURED])
+    if len(np.unique(goal[shown])) < 3:
+        shown = np.arange(len(there)) < PICTURED
+    centre = np.stack([vectors[there[locale == lo]].mean(axis=0, dtype=np.float64) for lo in range(locale.max() + 1)])
+    spread = np.sqrt(np.maximum(1 - (centre**2).sum(axis=1), 1e-9))  # of unit rows
+
+    def placed(rows: np.ndarray) -> np.ndarray:
+        return (vectors[there[rows]] - centre[locale[rows]]) / spread[locale[rows], None]
+
+    means = _means(placed(np.flatnonzero(shown)), np.unique(goal[shown], return_inverse=True)[1])
+    _, axes = np.linalg.eigh(means.T @ means)
+    axes = axes[:, -1:-3:-1]
+    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1, 1)  # a direction has no sign of its own
+    for start in range(0, len(there), PICTURED):
+        rows = np.arange(start, min(start + PICTURED, len(there)))
+        at[there[rows]] = placed(rows) @ axes
     x, y = np.round(at, 4).T
     return goals.with_columns(x=pl.Series(x).fill_nan(None), y=pl.Series(y).fill_nan(None))
 
