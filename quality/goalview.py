@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from html import escape
 from typing import Any, Final
 
 import polars as pl
 
-from quality.goalmap import COLOURS
+from quality.goalmap import COLOURS, draw
 from quality.markup import html
 
 MAX_GOALS: Final = 50
@@ -131,3 +132,48 @@ def legend(points: Rows, biggest: Rows) -> str:
         for g in shown
     ]
     return f'<p class="legend">{"".join(names)}</p>' if names else ""
+
+
+def section(
+    seen: Mapping[str, Any], k: int, table: Callable[[str, Rows, tuple[tuple[str, str, str], ...]], str], plain: Callable[[Rows], str]
+) -> str:
+    """The report's section on goals. `seen`: of `goal_map`, `goal_view` and {models, recall}; `table`, `plain`: how the page draws rows."""
+    out = []
+    points = seen.get("scatter", [])
+    if picture := scatter(points, k):
+        lead = (
+            f"{len(points):,} texts of the biggest goals, along the two directions that tell goals apart most; languages are laid over each "
+            f"other. The {COLOURED} biggest goals have a colour; hover over a point to read it."
+        )
+        out.append(f'<p class="sub">{lead}</p>{picture}{legend(points, seen["biggest"])}')
+    if svg := draw(dict(seen), k):
+        shown = len(seen["goals"])
+        lead = (
+            f"The {shown} biggest of {seen.get('goals_total', shown):,} goals. A point is a text that users said, a line is evidence "
+            "that two texts ask for the same; hover over a point to read it. Each goal is named by one of its texts."
+        )
+        out.append(f'<h3>The evidence inside</h3><p class="sub">{escape(lead)}</p>{svg}')
+    if seen.get("sizes"):
+        lead = (
+            "Cohesion is the mean membership of a goal's texts: of the evidence that ties a text to any goal, the share that ties it to "
+            "this one. Goals by the number of their released texts:"
+        )
+        out.append(f'<h3>Cohesion by size</h3><p class="sub">{lead}</p>{plain(seen["sizes"])}')
+    for name, title in (("biggest", "The biggest goals"), ("unsure", "The least sure goals")):
+        if seen.get(name):
+            out.append(f"<h3>{title}</h3>{table(name, seen[name], GOAL_COLUMNS)}")
+    if seen.get("models"):
+        lead = (
+            "Per locale, the encoders that were tried on pairs that were confidently asked again. Separation: the part of such pairs that "
+            "stand above all but the nearest hundredth of random pairs (partial AUC); a dearer encoder must be surely better."
+        )
+        out.append(f'<h3>Who reads which locale</h3><p class="sub">{lead}</p>{plain(seen["models"])}')
+    if seen.get("recall") is not None:
+        found = float(seen["recall"])
+        what = (
+            "All nearest neighbours were searched."
+            if found == 1
+            else f"Of the true nearest neighbours of a sample, {found:.3f} were found."
+        )
+        out.append(f'<p class="soft">{what}</p>')
+    return "".join(out)

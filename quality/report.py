@@ -16,7 +16,6 @@ from importlib.resources import files
 from typing import Any, Final
 
 from quality import goalview, seeing
-from quality.goalmap import draw
 from quality.markup import clean, html
 from quality.reasons import sentence
 from quality.reportdata import MAX_ROWS, ReportData, Rows
@@ -358,46 +357,7 @@ def _number(value: object) -> float | int | str | None:
 
 
 def _map(data: ReportData) -> str:
-    seen = data.goal_map
-    out = []
-    points = seen.get("scatter", [])
-    if picture := goalview.scatter(points, data.k):
-        lead = (
-            f"{len(points):,} texts of the biggest goals, along the two directions that tell goals apart most; languages are laid over each "
-            f"other. The {goalview.COLOURED} biggest goals have a colour; hover over a point to read it."
-        )
-        out.append(f'<p class="sub">{lead}</p>{picture}{goalview.legend(points, seen["biggest"])}')
-    if svg := draw(seen, data.k):
-        shown = len(seen["goals"])
-        lead = (
-            f"The {shown} biggest of {seen.get('goals_total', shown):,} goals. A point is a text that users said, a line is evidence "
-            "that two texts ask for the same; hover over a point to read it. Each goal is named by one of its texts."
-        )
-        out.append(f'<h3>The evidence inside</h3><p class="sub">{escape(lead)}</p>{svg}')
-    if seen.get("sizes"):
-        lead = (
-            "Cohesion is the mean membership of a goal's texts: of the evidence that ties a text to any goal, the share that ties it to "
-            "this one. Goals by the number of their released texts:"
-        )
-        out.append(f'<h3>Cohesion by size</h3><p class="sub">{lead}</p>{_plain(seen["sizes"])}')
-    for name, title in (("biggest", "The biggest goals"), ("unsure", "The least sure goals")):
-        if seen.get(name):
-            out.append(f"<h3>{title}</h3>{_table(name, data, seen[name], goalview.GOAL_COLUMNS, '')}")
-    if seen.get("models"):
-        lead = (
-            "Per locale, the encoders that were tried on pairs that were confidently asked again. Separation: the part of such pairs that "
-            "stand above all but the nearest hundredth of random pairs (partial AUC); a dearer encoder must be surely better."
-        )
-        out.append(f'<h3>Who reads which locale</h3><p class="sub">{lead}</p>{_plain(seen["models"])}')
-    if seen.get("recall") is not None:
-        found = float(seen["recall"])
-        what = (
-            "All nearest neighbours were searched."
-            if found == 1
-            else f"Of the true nearest neighbours of a sample, {found:.3f} were found."
-        )
-        out.append(f'<p class="soft">{what}</p>')
-    return "".join(out)
+    return goalview.section(data.goal_map, data.k, lambda name, rows, columns: _table(name, data, rows, columns, ""), _plain)
 
 
 def _plain(rows: Rows) -> str:
