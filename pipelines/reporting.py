@@ -83,12 +83,23 @@ def release_data(
         verdicts=verdicts,
         candidates=candidates,
         goal_edges=tables.get("goal_edges"),
+        goal_graph=tables.get("goals"),
+        goal_map=_linked(store, as_of),
         k=settings["k"],
         funnel=funnel,
         drops=drops,
         notes=notes,
         seeing=seeing.gather(store, settings["days"], settings["gap"], tables.get("goals"), settings["k"]),
     )
+
+
+def _linked(store: Store, as_of: date) -> dict[str, Any]:
+    """What `link` says of its own work: which model read which locale and why, and the recall of the search for neighbours."""
+    from quality.goalview import model_rows
+
+    manifest = store.manifest("goals", f"as_of={as_of}")
+    counts = manifest.counts if manifest else {}
+    return {"models": model_rows(counts.get("models") or {}), "recall": counts.get("recall")}
 
 
 def release_files(data: ReportData, built: Release, verdicts: Verdicts) -> dict[str, bytes]:
