@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from quality.release import Release as Built
     from quality.reportdata import ReportData
 
-VERSION = 2
+VERSION = 3
 READS = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 WRITES = {n: s.names for n, s in RELEASED.items()}
 NO_SAY = ("run.shard_turns", "embedding.device", "embedding.chunk", "queue.tries", "queue.database", "release.test_set")

@@ -15,6 +15,7 @@ from typing import Final
 import polars as pl
 
 from quality.checks import slot_values
+from quality.minimal import turned
 
 Tables = Mapping[str, pl.DataFrame]
 NEVER: Final = 1e9
@@ -40,8 +41,9 @@ class Limits:
     lost_locales: tuple[float, float] = (0.0, NEVER)
     numbers: tuple[float, float] = (0.0, 0.2)
     entities: tuple[float, float] = (0.02, 0.2)
+    turned: tuple[float, float] = (0.0, 0.2)
     canary: tuple[float, float] = (0.0, 0.01)
-    calibration: tuple[float, float] = (0.1, 0.3)
+    calibration: tuple[float, float] = (0.05, 0.2)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def measures(tables: Tables, parent: Tables | None, candidates: Tables) -> list[
     """
     out = [_near_duplicates(tables), _top_class(tables["labels"]), _locales(tables["labels"], candidates)]
     out += [_numbers(tables["rewrites"]), _entities(tables["rewrites"], tables["labels"])]
+    turns = turned(tables["rewrites"], tables["labels"])
+    out.append(_share("rewrites", "meaning_kept", "target", len(turns), int(turns.sum())))
     if parent is not None:
         out += _drift(tables["labels"], parent["labels"])
         out += [
