@@ -62,7 +62,7 @@ def at(table: str, rows: pl.DataFrame, values: Mapping[str, float], k: int) -> p
 
     table: rewrites or labels. `k`: of the configuration, where `values` has none.
     """
-    rules = _rules(table, {"k": k} | values)
+    rules = _rules(table, {"k": float(k), **values})
     names = [n for n, _ in rules]
     was = pl.when(pl.col("reason").is_in(_AFTER_BLOCK)).then(pl.lit("blocked")).otherwise("reason")
     # a proposed row passed every rule; a live one was never asked about evidence: `blocked` and what follows do not hold for it

@@ -142,7 +142,7 @@ def _effects(store: Store, votes: pl.DataFrame, k: int) -> Rows:
     first = dict(effect.versions(votes).iter_rows())
     trained: dict[str, str] = {}
     for event in registry.events(store, "ack"):
-        version = event.get("assistant_version")
+        version = str(event.get("assistant_version"))
         if version in first and not registry.is_retracted(store, event["release_id"]):
             trained[version] = max(event["release_id"], trained.get(version, ""))
     out = []
@@ -152,6 +152,6 @@ def _effects(store: Store, votes: pl.DataFrame, k: int) -> Rows:
         rows = effect.compare(counts, tables["rewrites"], tables["labels"], k)
         for row in rows:
             for name in ("users_before", "users_after"):
-                row[name] = max(s for s in count_steps(int(row[name]), k) if s <= row[name])
+                row[name] = max(s for s in count_steps(int(row[name]), k) if s <= int(row[name]))
         out.append({"version": version, "release_id": trained[version], "first": str(first[version]), "rows": rows})
     return out
