@@ -39,6 +39,11 @@ class Log:
         "was a live rewrite applied? auto: a rewrite_id column means it is logged, no column means unknown",
         choices=("auto", "logged", "untouched", "unknown"),
     )
+    names: list[str] = key(
+        [],
+        "slots that hold names or street addresses, such as person or address* (all that begin so): their values are hidden in the "
+        "row's texts. Off by default: texts with a name teach nothing then (README says what that costs)",
+    )
 
 
 @dataclass(frozen=True)
