@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -82,3 +83,29 @@ def test_a_veto_holds_from_the_next_release_on(lake, made, capsys):
     assert main(["release", "--as-of", str(NEXT + timedelta(weeks=1)), "--lake", lake.root, "--quiet"]) == 0
     assert ID not in rewrites(lake, registry.newest_id(lake))["rewrites"]["rewrite_id"], "for ever"
     assert "somebody vetoed it" in (Path(lake.root) / "releases" / new / "report.html").read_text()
+
+
+def test_a_tampered_parent_is_refused_by_name(lake, made, capsys):
+    mined(lake, NEXT)
+    path = Path(lake.root, "releases", made[1][-1], "labels.parquet")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    for command in (["gate"], ["release", "--quiet"], ["explain", "play jazz"], ["verify"]):
+        assert main([*command, *(["--as-of", str(NEXT)] if command != ["verify"] else []), "--lake", lake.root]) == 1
+        assert "labels.parquet" in capsys.readouterr().err, command
+    assert registry.newest_id(lake) == made[1][-1]
+
+
+def test_a_held_lease_names_its_holder(lake, made, capsys):
+    mined(lake, NEXT)
+    with lake.lease("as_of"):
+        assert main(["release", "--as-of", str(NEXT), "--lake", lake.root, "--quiet"]) == 1
+        assert f"process {os.getpid()}" in capsys.readouterr().err
+    assert registry.newest_id(lake) == made[1][-1]
+
+
+@pytest.mark.parametrize("command", [["gate"], ["explain", "x"], ["queue", "list"], ["releases", "list"], ["forget", "--user", "x"]])
+def test_a_lake_of_a_newer_format_says_which_version_is_needed(lake, capsys, command):
+    info = json.loads(lake.get("lake.json")) | {"format": 99, "needs": "7.3"}
+    lake.put("lake.json", json.dumps(info).encode())
+    assert main([*command, "--lake", lake.root]) == 1
+    assert "install sayagain 7.3 or later" in capsys.readouterr().err
