@@ -42,7 +42,7 @@ class Log:
     names: list[str] = key(
         [],
         "slots that hold names or street addresses, such as person or address* (all that begin so): their values are hidden in the "
-        "row's texts. Off by default: texts with a name teach nothing then (README says what that costs)",
+        "row's texts. Off by default: such texts teach nothing then, which costs 7 to 14 % of the rewrites of five locales (person)",
     )
 
 

@@ -148,7 +148,7 @@ def _drift(now: pl.DataFrame, before: pl.DataFrame) -> list[Measure]:
     ]
 
 
-MOVERS: Final = 40
+MOVERS: Final = 20
 """Classes whose share moved most are shown; the rest adds less than they do."""
 
 

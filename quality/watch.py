@@ -132,7 +132,7 @@ def _days(rows: Rows, locale: str) -> str:
         return LEFT + (WIDE - LEFT - RIGHT) * n / (len(rows) - 1), ABOVE + (HIGH - ABOVE - BELOW) * (1 - defect / most)
 
     points = [point(n, r["defect"]) for n, r in enumerate(rows)]
-    parts = [tick(points[n][0], html(rows[n]["date"][5:])) for n in sorted({0, len(rows) // 2, len(rows) - 1})]
+    parts = [tick(min(points[n][0], WIDE - 16.0), html(rows[n]["date"][5:])) for n in sorted({0, len(rows) // 2, len(rows) - 1})]
     parts += [
         f'<text class="t" x="{LEFT - 5}" y="{point(0, v)[1] + 4:.1f}" text-anchor="end">{100 * v:.0f} %</text>' for v in (0, most / 2, most)
     ]
