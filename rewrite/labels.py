@@ -1,8 +1,8 @@
 """Candidate labels: what a text means, by what served the people who said it.
 
-P(c | s) = h [own = c] + (1 - h) m_c / (sum of m + 1/2): with probability h the text is served and its own interpretation
-stands; else it means what its users were served with in the end, read off the absorbing chain (m_c: users of s who end on
-served texts of interpretation c). A goal adds what its other texts mean. The majority vote of users stands beside it.
+P(c | s) = h [own = c] + (1 - h) q_c: with probability h the text is served and its own interpretation stands; else it means
+what its users were served with in the end, read off the absorbing chain, each of them a witness (`rewrite.witnesses`). A
+goal adds what its other texts mean. The majority vote of users stands beside it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from rewrite import witnesses
 from rewrite.contracts import CANDIDATE_LABELS
 from rewrite.pool import MILLION, Pool
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
 
-UNKNOWN = 0.5
-"""Half a user's worth of doubt: what users of a failed text want may be served nowhere."""
 GOAL_USERS = 0.5
-"""What the goal's other texts mean counts as much as half a user: it breaks ties and speaks where nobody asked again."""
-LEAST = 0.05
-"""Interpretations less likely than this are not listed."""
+"""What the goal's other texts mean counts as much as half a user, where users do not say more: a text is in its goal because
+some of them asked again, and they count once."""
 
 
 def mine(pool: Pool, options: Options) -> pl.DataFrame:
@@ -31,25 +29,18 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     The likeliest intent of every text; `reason` is the origin when proposed (own, projected, goal), else the first of
     placeholder, below_k, unsure. Empty when the log has no intents.
     """
-    h = pool.texts.select("id", h="works")
     mass = _masses(pool)
-    total = mass.group_by("id").agg(total=pl.col("mass").sum())
-    chance = (
-        mass.join(total, on="id")
-        .join(h, on="id")
-        .with_columns(chance=pl.col("own") * pl.col("h") + (1 - pl.col("h")) * pl.col("mass") / (pl.col("total") + UNKNOWN))
-    )
+    belief, _ = witnesses.beliefs(mass)
+    h = 1 - pl.col("failed")
+    chance = mass.with_columns(belief).with_columns(h=h, chance=pl.col("own") * h + pl.col("failed") * pl.col("belief"))
     best = chance.sort("id", "chance", "intent", descending=[False, True, False]).unique("id", keep="first", maintain_order=True)
+    best = best.drop("locale", "users")
     rows = best.join(_slots(pool, best, options), on=["id", "intent"], how="left").join(_majority(pool), on="id", how="left")
-    part = {
-        "own": pl.col("own") * pl.col("h"),
-        "projected": (1 - pl.col("h")) * pl.col("projected"),
-        "goal": (1 - pl.col("h")) * pl.col("goal_mass"),
-    }
+    users = pl.max_horizontal("projected", "goal_mass") == pl.col("projected")
     origin = (
-        pl.when((part["own"] >= part["projected"]) & (part["own"] >= part["goal"]))
+        pl.when(pl.col("own") * pl.col("h") >= pl.col("failed") * pl.col("belief"))
         .then(pl.lit("own"))
-        .when(part["projected"] >= part["goal"])
+        .when(users)
         .then(pl.lit("projected"))
         .otherwise(pl.lit("goal"))
     )
@@ -74,7 +65,7 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
 
 
 def _masses(pool: Pool) -> pl.DataFrame:
-    """Per (id, intent): own share of the served interpretation, projected and goal mass in users, and their sum."""
+    """Per (id, intent), sorted: own share of the served interpretation, projected and goal mass in users, and what `witnesses` needs."""
     own = pool.meanings.group_by("id", "intent").agg(pl.col("served").sum())
     own = own.select("id", "intent", own=pl.col("served") / pl.col("served").sum().over("id").clip(1))
     meaning = pool.texts.filter(pl.col("intent").is_not_null()).select(t="id", intent="intent", goal="goal", th="served", tu="users")
@@ -96,9 +87,17 @@ def _masses(pool: Pool) -> pl.DataFrame:
         own.join(projected, on=on, how="full", coalesce=True)
         .join(goal, on=on, how="full", coalesce=True)
         .with_columns(pl.col("own", "projected", "goal_mass").fill_null(0.0))
-        .with_columns(mass=pl.col("projected") + pl.col("goal_mass"))
+        .with_columns(witnesses=pl.max_horizontal("projected", "goal_mass"))
+        .join(pool.texts.select("id", "locale", "users", failed=1 - pl.col("works")), on="id")
+        .join(_base(pool), on=["locale", "intent"], how="left")
         .sort(on)
     )
+
+
+def _base(pool: Pool) -> pl.DataFrame:
+    """`locale, intent, base`: the share of each intent in what the users of a locale were served with."""
+    served = pool.meanings.join(pool.texts.select("id", "locale"), on="id").group_by("locale", "intent").agg(pl.col("served").sum())
+    return served.select("locale", "intent", base=pl.col("served") / pl.col("served").sum().over("locale").clip(1))
 
 
 def _slots(pool: Pool, best: pl.DataFrame, options: Options) -> pl.DataFrame:
