@@ -2,7 +2,8 @@
 
 P(c | s) = h [own = c] + (1 - h) q_c: with probability h the text is served and its own interpretation stands; else it means
 what its users were served with in the end, read off the absorbing chain, each of them a witness (`rewrite.witnesses`). A
-goal adds what its other texts mean. The majority vote of users stands beside it.
+goal adds what its other texts mean. The majority vote of users stands beside it, and takes its place
+in a locale where held-out users side with it (`rewrite.majority`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from rewrite import witnesses
+from rewrite import majority, witnesses
 from rewrite.contracts import CANDIDATE_LABELS
 from rewrite.pool import MILLION, Pool
 
@@ -29,13 +30,11 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     The likeliest intent of every text; `reason` is the origin when proposed (own, projected, goal), else the first of
     placeholder, below_k, unsure. Empty when the log has no intents.
     """
-    mass = _masses(pool)
-    belief, _ = witnesses.beliefs(mass)
-    h = 1 - pl.col("failed")
-    chance = mass.with_columns(belief).with_columns(h=h, chance=pl.col("own") * h + pl.col("failed") * pl.col("belief"))
-    best = chance.sort("id", "chance", "intent", descending=[False, True, False]).unique("id", keep="first", maintain_order=True)
-    best = best.drop("locale", "users")
-    rows = best.join(_slots(pool, best, options), on=["id", "intent"], how="left").join(_majority(pool), on="id", how="left")
+    voted = majority.votes(pool)
+    contest = majority.contest(pool, lambda half: _best(_chances(half)), options.k)
+    lost = pool.texts.join(contest.filter("vote_wins"), on="locale", how="semi").select("id")
+    best = _best(_chances(pool), voted.join(lost, on="id", how="semi"))
+    rows = best.join(_slots(pool, best, options), on=["id", "intent"], how="left").join(voted, on="id", how="left")
     users = pl.max_horizontal("projected", "goal_mass") == pl.col("projected")
     origin = (
         pl.when(pl.col("own") * pl.col("h") >= pl.col("failed") * pl.col("belief"))
@@ -62,6 +61,23 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     ).sort("locale", "utterance")
     schema = pl.DataFrame(CANDIDATE_LABELS.empty_table()).schema
     return rows.select(pl.col(n).cast(d) for n, d in schema.items()).with_columns(pl.col(pl.Float64).round(6) + 0.0)
+
+
+def _chances(pool: Pool) -> pl.DataFrame:
+    """`_masses` with `h`, `belief` and P(the text means this intent) as `chance`."""
+    mass = _masses(pool)
+    h = 1 - pl.col("failed")
+    mass = mass.with_columns(witnesses.beliefs(mass)[0])
+    return mass.with_columns(h=h, chance=pl.col("own") * h + pl.col("failed") * pl.col("belief")).drop("locale", "users")
+
+
+def _best(chances: pl.DataFrame, votes: pl.DataFrame | None = None) -> pl.DataFrame:
+    """The likeliest intent of every text; that of `votes`, as sure as their share, for the texts that are in it."""
+    if votes is not None:
+        voted = chances.join(votes.rename({"majority_intent": "intent"}), on=["id", "intent"], how="semi")
+        voted = voted.join(votes.select("id", "majority_share"), on="id").with_columns(chance="majority_share").drop("majority_share")
+        chances = pl.concat([chances.join(votes, on="id", how="anti"), voted])
+    return chances.sort("id", "chance", "intent", descending=[False, True, False]).unique("id", keep="first", maintain_order=True)
 
 
 def _masses(pool: Pool) -> pl.DataFrame:
@@ -118,26 +134,4 @@ def _slots(pool: Pool, best: pl.DataFrame, options: Options) -> pl.DataFrame:
         "intent",
         label_slots=pl.when("served").then("slots").otherwise("t_slots"),
         assistant_version=pl.coalesce(pl.when("served").then("assistant_version").otherwise("t_version"), "assistant_version"),
-    )
-
-
-def _majority(pool: Pool) -> pl.DataFrame:
-    """The vote of users: each votes for what the assistant understood, those who asked again for what it understood then."""
-    own = pool.meanings.group_by("id", "intent").agg(n=pl.col("served").sum())
-    served = (pl.col("served") * MILLION).round().cast(pl.Int64)
-    meaning = pool.texts.filter(pl.col("intent").is_not_null()).select("intent", t="id", th=served)
-    again = (
-        pool.asks.join(meaning, on="t")
-        .with_columns(v=pl.col("value") * pl.col("th") // MILLION)
-        .sort("s", "ask", "v", "t", descending=[False, False, True, False])
-        .unique(["s", "ask"], keep="first", maintain_order=True)
-        .group_by("intent", id="s")
-        .agg(n=pl.col("v").sum())
-    )
-    votes = pl.concat([own, again.select("id", "intent", "n")]).group_by("id", "intent").agg(pl.col("n").sum())
-    return (
-        votes.sort("id", "n", "intent", descending=[False, True, False])
-        .with_columns(majority_share=pl.col("n") / pl.col("n").sum().over("id").clip(1))
-        .unique("id", keep="first", maintain_order=True)
-        .select("id", "majority_share", majority_intent="intent")
     )
