@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from rewrite import majority, witnesses
+from rewrite import majority, spans, witnesses
 from rewrite.contracts import CANDIDATE_LABELS
 from rewrite.pool import MILLION, Pool
 
@@ -118,20 +118,30 @@ def _base(pool: Pool) -> pl.DataFrame:
 
 def _slots(pool: Pool, best: pl.DataFrame, options: Options) -> pl.DataFrame:
     """Slots and assistant version of a label: of the text's own interpretation when it has that intent, else of the most
-    reached text of that intent. Slots of texts that fewer than k users said stay away."""
+    reached text of that intent, as the text itself says them (`rewrite.spans`). Slots of texts that fewer than k users said
+    stay away."""
     own = pool.meanings.unique(["id", "intent"], keep="first", maintain_order=True).select("id", "intent", "slots", "assistant_version")
     far = (
         pool.reach.join(pool.texts.filter(pl.col("users") >= options.k).select(t="id", intent="intent"), on="t")
         .sort("s", "intent", "score", "t", descending=[False, False, True, False])
         .unique(["s", "intent"], keep="first", maintain_order=True)
         .join(own.rename({"id": "t", "slots": "t_slots", "assistant_version": "t_version"}), on=["t", "intent"], how="left")
-        .select("intent", "t_slots", "t_version", id="s")
+        .select("intent", "t_slots", "t_version", "t", id="s")
     )
     rows = best.select("id", "intent", served=pl.col("own") * pl.col("h") >= (1 - pl.col("h")) * pl.col("projected"))
     rows = rows.join(own, on=["id", "intent"], how="left").join(far, on=["id", "intent"], how="left")
+    rows = rows.with_columns(t_slots=_projected(rows, pool.texts["utterance"]))
     return rows.select(
         "id",
         "intent",
         label_slots=pl.when("served").then("slots").otherwise("t_slots"),
         assistant_version=pl.coalesce(pl.when("served").then("assistant_version").otherwise("t_version"), "assistant_version"),
     )
+
+
+def _projected(rows: pl.DataFrame, utterances: pl.Series) -> pl.Series:
+    """`t_slots` of each row, spoken by the text `id` instead of the text `t`."""
+    wanted = rows.with_row_index("at").filter(~pl.col("served").fill_null(True), pl.col("t_slots").is_not_null(), pl.col("t_slots") != "{}")
+    sources, targets = utterances.gather(wanted["id"]), utterances.gather(wanted["t"])
+    said = [spans.project(*each) for each in zip(wanted["t_slots"], targets, sources, strict=True)]
+    return rows["t_slots"].scatter(wanted["at"], pl.Series(said, dtype=pl.String))

@@ -111,3 +111,12 @@ def test_the_vote_takes_over_where_it_wins(monkeypatch: pytest.MonkeyPatch) -> N
 
 def failed(found: Candidates) -> pl.DataFrame:
     return found.labels.filter(pl.col("utterance").str.starts_with("lights of "))
+
+
+def test_slots_of_a_projected_label_are_words_of_its_text() -> None:
+    log = background(Log())
+    for i in range(9):
+        log.retry(f"u{i}", "play elton jon", "play elton john", "music", slots='{"artist":"elton john"}')
+    found = row(mine(log).labels, utterance="play elton jon")
+    assert (found["intent"], found["origin"], found["slots"]) == ("music", "projected", '{"artist":"elton jon"}')
+    assert row(mine(log).labels, utterance="play elton john")["slots"] == '{"artist":"elton john"}'
