@@ -15,7 +15,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
-from quality import seeing
+from quality import seeing, worth
 from quality.goalmap import draw
 from quality.markup import clean, html
 from quality.reasons import sentence
@@ -85,6 +85,7 @@ def render_report(data: ReportData) -> str:
         ("goals", "Goals", _map(data)),
         ("rewrites", "Rewrites", _rewrites(data)),
         ("labels", "Labels", _labels(data)),
+        ("worth", "What it is worth", worth.part(data.worth)),
         ("not-proposed", "Not proposed, and why", _candidates(data)),
         ("signals", "Signals", seeing.signals(data.seeing) + _plain(data.signals)),
         ("gaps", "Time until the next turn", seeing.gaps(data.seeing)),

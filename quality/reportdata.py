@@ -34,7 +34,7 @@ class ReportData:
     changes: {status: count} of rewrites. retired: {reason: count} of the parent's rewrites.
     verdicts: fields of `quality.gates.Verdict`. goal_map: {points, edges, goals}, see `quality.goalmap`.
     signals: any table, one row per signal. seeing: what `pipelines.seeing.gather` made of the model, drawn by
-    `quality.seeing`. notes: sentences worth knowing.
+    `quality.seeing`. worth: what `sayagain evaluate` and `adapt` found, drawn by `quality.worth`. notes: sentences worth knowing.
     timings: {stage, seconds, peak_mib, what}, never in the copy inside a release.
     """
 
@@ -57,6 +57,7 @@ class ReportData:
     goal_map: dict[str, Any] = field(default_factory=dict)
     signals: Rows = field(default_factory=list)
     seeing: dict[str, Any] = field(default_factory=dict)
+    worth: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     timings: Rows | None = None
 
