@@ -93,7 +93,7 @@ def distil(texts: list[str], vectors: np.ndarray) -> Any:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.train_from_iterable(sorted(texts), trainers.BpeTrainer(vocab_size=PIECES, special_tokens=["[UNK]"], show_progress=False))
+    tokenizer.train_from_iterator(sorted(texts), trainers.BpeTrainer(vocab_size=PIECES, special_tokens=["[UNK]"], show_progress=False))
     taught = texts[:MOST_TEXTS]
     pieces = np.zeros((len(taught), tokenizer.get_vocab_size()), np.float32)
     for row, encoding in enumerate(tokenizer.encode_batch(taught, add_special_tokens=False)):
