@@ -22,7 +22,7 @@ from rewrite import contracts
 if TYPE_CHECKING:
     from rewrite.evidence import Options
 
-VERSION = 2
+VERSION = 3
 READS = {"votes": contracts.VOTES.names, "embeddings": ["key", "vector"], "goals": contracts.GOALS.names}
 WRITES = {"goals": contracts.GOALS.names, "goal_edges": contracts.GOAL_EDGES.names, "goal_changes": contracts.GOAL_CHANGES.names}
 SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CHANGES, "goals": contracts.GOALS}  # goals last
