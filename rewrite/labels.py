@@ -2,7 +2,7 @@
 
 P(c | s) = h [own = c] + (1 - h) q_c: with probability h the text is served and its own interpretation stands; else it means
 what its users were served with in the end, read off the absorbing chain, each of them a witness (`rewrite.witnesses`). A
-goal adds what its other texts mean. The majority vote of users stands beside it, and takes its place
+goal adds what its other texts mean; in a locale without any intent, a language just launched, what those of other locales do. The majority vote of users stands beside it, and takes its place
 in a locale where held-out users side with it (`rewrite.majority`).
 """
 
@@ -19,6 +19,9 @@ from rewrite.pool import MILLION, Pool
 if TYPE_CHECKING:
     from rewrite.evidence import Options
 
+MEETS = 0.85
+"""P(two locales' texts of one goal mean the same): locales meet from .7 on (`rewrite.across`), where four of five pairs are
+right, and more of them above that."""
 GOAL_USERS = 0.5
 """What the goal's other texts mean counts as much as half a user, where users do not say more: a text is in its goal because
 some of them asked again, and they count once."""
@@ -37,7 +40,9 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     rows = best.join(_slots(pool, best, options), on=["id", "intent"], how="left").join(voted, on="id", how="left")
     users = pl.max_horizontal("projected", "goal_mass") == pl.col("projected")
     origin = (
-        pl.when(pl.col("own") * pl.col("h") >= pl.col("failed") * pl.col("belief"))
+        pl.when("foreign")
+        .then(pl.lit("goal"))
+        .when(pl.col("own") * pl.col("h") >= pl.col("failed") * pl.col("belief"))
         .then(pl.lit("own"))
         .when(users)
         .then(pl.lit("projected"))
@@ -68,7 +73,8 @@ def _chances(pool: Pool) -> pl.DataFrame:
     mass = _masses(pool)
     h = 1 - pl.col("failed")
     mass = mass.with_columns(witnesses.beliefs(mass)[0])
-    return mass.with_columns(h=h, chance=pl.col("own") * h + pl.col("failed") * pl.col("belief")).drop("locale", "users")
+    mass = mass.with_columns(h=h, chance=pl.col("own") * h + pl.col("failed") * pl.col("belief"), foreign=pl.lit(False))
+    return pl.concat([mass.drop("locale", "users"), _foreign(pool)], how="diagonal").sort("id", "intent")
 
 
 def _best(chances: pl.DataFrame, votes: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -107,6 +113,27 @@ def _masses(pool: Pool) -> pl.DataFrame:
         .join(pool.texts.select("id", "locale", "users", failed=1 - pl.col("works")), on="id")
         .join(_base(pool), on=["locale", "intent"], how="left")
         .sort(on)
+    )
+
+
+def _foreign(pool: Pool) -> pl.DataFrame:
+    """`_chances` of the texts of locales without any intent: what the texts of other locales in their goal are served with."""
+    texts = pool.texts.filter(pl.col("goal_id").is_not_null())
+    silent = pool.texts.group_by("locale").agg(pl.col("intent").is_null().all()).filter("intent").select("locale")
+    weight = (pl.col("served") * pl.min_horizontal("users", 30) * MILLION).round().cast(pl.Int64)
+    known = texts.filter(pl.col("intent").is_not_null(), pl.col("served") >= 0.5).group_by("goal_id", "intent").agg(w=weight.sum())
+    share = known.select("goal_id", "intent", share=pl.col("w") / pl.col("w").sum().over("goal_id"))
+    wanted = texts.join(silent, on="locale", how="semi").select("id", "goal_id", "membership")
+    return wanted.join(share, on="goal_id").select(
+        "id",
+        "intent",
+        own=pl.lit(0.0),
+        projected=pl.lit(0.0),
+        goal_mass=MEETS * pl.col("membership") * pl.col("share"),
+        chance=MEETS * pl.col("membership") * pl.col("share"),
+        h=pl.lit(0.0),
+        failed=pl.lit(1.0),
+        foreign=pl.lit(True),
     )
 
 

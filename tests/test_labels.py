@@ -120,3 +120,26 @@ def test_slots_of_a_projected_label_are_words_of_its_text() -> None:
     found = row(mine(log).labels, utterance="play elton jon")
     assert (found["intent"], found["origin"], found["slots"]) == ("music", "projected", '{"artist":"elton jon"}')
     assert row(mine(log).labels, utterance="play elton john")["slots"] == '{"artist":"elton john"}'
+
+
+def test_a_language_without_intents_is_labelled_by_goals_of_another() -> None:
+    log = failing()
+    for i in range(6):
+        log.says(f"s{i}", "zima taa", 0.95, None, locale="sw-KE").says(f"s{i}", "habari gani", 0.95, None, locale="sw-KE")
+    shared = pl.concat([goals_of(("lights off", "zima taa")), goals_of(("lights off", "zima taa")).with_columns(locale=pl.lit("sw-KE"))])
+    shared = shared.filter((pl.col("utterance") == "zima taa") == (pl.col("locale") == "sw-KE"))
+    found = mine(log, shared).labels.filter(pl.col("locale") == "sw-KE")
+    said = row(found, utterance="zima taa")
+    assert (said["intent"], said["origin"], said["decision"], said["slots"], said["majority_intent"]) == (
+        "lights",
+        "goal",
+        "proposed",
+        None,
+        None,
+    )
+    assert said["confidence"] == pytest.approx(0.85)
+    assert "habari gani" not in set(found["utterance"])  # of no shared goal
+    log.says("s9", "habari gani", 0.95, "weather", locale="sw-KE")  # it has intents of its own now: they speak
+    assert "zima taa" not in set(
+        mine(log, shared).labels.filter(pl.col("locale") == "sw-KE", pl.col("decision") == "proposed")["utterance"]
+    )
