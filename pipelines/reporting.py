@@ -137,6 +137,7 @@ def finish_run(context: Context) -> None:
         shown.seeing = _seeing(context)
     else:
         shown = ReportData.from_json(data)
+    shown.worth = _worth(context.store)
     shown.notes += context.notes
     shown.timings = [
         {"stage": s.name, "seconds": round(s.seconds, 2), "peak_mib": round(s.peak_mib), "what": s.told()} for s in context.stages
@@ -157,6 +158,14 @@ def finish_run(context: Context) -> None:
     context.store.put(f"{folder}/summary.json", (json.dumps(summary, indent=1, sort_keys=True, default=str) + "\n").encode())
     context.result["report"] = context.store.url(f"{folder}/report.html")
     context.result["lines"] = headline(context, shown, gates)
+
+
+def _worth(store: Store) -> dict[str, Any]:
+    """Of the newest release that somebody evaluated; figures that are known only after a release."""
+    from pipelines import registry
+    from pipelines.evaluate import worth_of
+
+    return next((w for p in reversed(registry.releases(store)) if (w := worth_of(store, p.release_id))), {})
 
 
 def _seeing(context: Context) -> dict[str, Any]:

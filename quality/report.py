@@ -15,7 +15,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
-from quality import goalview, seeing, watch
+from quality import goalview, seeing, watch, worth
 from quality.markup import clean, html
 from quality.reasons import sentence
 from quality.reportdata import MAX_ROWS, ReportData, Rows
@@ -89,6 +89,7 @@ def render_report(data: ReportData) -> str:
         ("goals", "Goals", _map(data)),
         ("rewrites", "Rewrites", _rewrites(data)),
         ("labels", "Labels", _labels(data)),
+        ("worth", "What it is worth", worth.part(data.worth)),
         ("not-proposed", "Not proposed, and why", _candidates(data)),
         ("new", "New, or growing fast", _news(data)),
         ("work", "Failing, and no target yet", _work(data)),

@@ -36,7 +36,8 @@ class ReportData:
     verdicts: fields of `quality.gates.Verdict`. goal_map: {points, edges, goals}, see `quality.goalmap`, what
     `quality.goalview.goal_view` adds, and {models, recall} of `link`.
     signals: any table, one row per signal. seeing: what `pipelines.seeing.gather` made of the model, drawn by
-    `quality.seeing`. watch: what `pipelines.watch.gather` made of the votes, drawn by `quality.watch`. notes: sentences worth knowing.
+    `quality.seeing`. watch: what `pipelines.watch.gather` made of the votes, drawn by `quality.watch`. worth: what `sayagain
+    evaluate` and `adapt` found, drawn by `quality.worth`. notes: sentences worth knowing.
     timings: {stage, seconds, peak_mib, what}, never in the copy inside a release.
     """
 
@@ -60,6 +61,7 @@ class ReportData:
     signals: Rows = field(default_factory=list)
     seeing: dict[str, Any] = field(default_factory=dict)
     watch: dict[str, Any] = field(default_factory=dict)
+    worth: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     timings: Rows | None = None
 
