@@ -3,8 +3,9 @@
 Two clusters meet when each is the other's nearest in the space of one model, after the mean of its locale is taken away
 (languages lie apart in every multilingual model), and when those as near as that were mostly served the same: one intent, with
 slots of the same names and the same numbers in them. Who was served something else never meets, and where a log cannot tell
-(too few clusters that were served, or no intents), no locales meet: the nearest of unrelated texts is too often as near as
-a translation (measured: right in .47 to .66 of the cases), and a random pair does not tell the two apart. A goal holds at most one
+(too few clusters that were served, or no intents at all), no locales meet: the nearest of unrelated texts is too often as near as
+a translation (measured: right in .47 to .66 of the cases), and a random pair does not tell the two apart. Where one of two locales
+has no intents, a language just launched, the wordings of its clusters must agree with each other on what they are near to. A goal holds at most one
 cluster of every locale: whatever is wrong here, the goals inside a locale stay as they are.
 """
 
@@ -28,9 +29,9 @@ right half of the time, pairs at .70 to .75 four times in five, above that more.
 BLOCK = 2048
 """Clusters compared at a time: similarities against 100,000 others are 800 MB."""
 
-LEXICON_SHARES = (0.2, 0.4, 0.6)
-"""How much of the likeness of two clusters the lexicon may be. The share that finds most of what was served the same is taken,
-none if it finds no more: measured on the log, per pair of locales."""
+LEXICON_SHARES = (0.1, 0.2, 0.4)
+"""How much of the likeness of two clusters the lexicon may be. The share that joins most of what was served the same is taken,
+none if it joins no more: measured on the log, per pair of locales."""
 
 LINKS = {"i": pl.Int64, "j": pl.Int64, "similarity": pl.Float64, "probability": pl.Float64, "same_interpretation": pl.Float64}
 
@@ -68,11 +69,12 @@ def join_locales(
             str(lo): _clusters(np.flatnonzero(there & (names == name) & (locale == lo)), cluster, weight, vectors, meaning)
             for lo in sorted(set(locale[there & (names == name)]))
         }
+        halves = {lo: _halves(np.flatnonzero(there & (names == name) & (locale == lo)), cluster, vectors) for lo in sides}
         order = list(sides)
         for n, a in enumerate(order):
             for b in order[n + 1 :]:
                 words = _words(sides[a], sides[b], utterances, translations(lexicon, a, b)) if lexicon else None
-                found += _meet(sides[a], sides[b], words)
+                found += _meet(sides[a], sides[b], halves[a], halves[b], words)
     found.sort(key=lambda f: (-f[2], f[0], f[1]))
     into: dict[int, int] = {}
     held: dict[int, set[str]] = {}
@@ -132,6 +134,32 @@ def _clusters(rows: np.ndarray, cluster: np.ndarray, weight: np.ndarray, vectors
     return replace(side, means=_unit(means - means.mean(axis=0)))
 
 
+def _halves(rows: np.ndarray, cluster: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """(clusters of two texts or more, 2, d): the unit means of every other text of a cluster, without the mean of the locale."""
+    if not len(rows):
+        return np.zeros((0, 2, vectors.shape[1]), np.float32)
+    order = rows[np.argsort(cluster[rows], kind="stable")]
+    _, first, at, count = np.unique(cluster[order], return_index=True, return_inverse=True, return_counts=True)
+    half = 2 * at + (np.arange(len(order)) - first[at]) % 2
+    sums = np.zeros((2 * len(count), vectors.shape[1]))
+    np.add.at(sums, half, vectors[order])
+    means = (sums / np.maximum(np.bincount(half, minlength=len(sums)), 1)[:, None]).reshape(len(count), 2, -1)
+    means = means[count > 1] - vectors[order].mean(axis=0, dtype=np.float64)
+    return (means / np.maximum(np.linalg.norm(means, axis=2, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def _by_wordings(halves: np.ndarray, known: Side, ids: np.ndarray) -> pl.DataFrame | None:
+    """Probability over cosine for a locale that was served nothing known: how often two halves of a cluster's wordings, each
+    by itself, are nearest to one meaning of the other locale. Both must be right for that (or wrong alike), so the share
+    says less than one wording's probability, never more by chance. None where too few can be asked."""
+    there = np.flatnonzero(ids >= 0)
+    if not len(halves) or not len(there):
+        return None
+    none = np.full(len(halves), -1)
+    (to_a, cosine_a), (to_b, cosine_b) = (_nearest(halves[:, n], known.means[there], none, np.full(len(there), -1)) for n in (0, 1))
+    return isotonic_curve(np.minimum(cosine_a, cosine_b), ids[there][to_a] == ids[there][to_b])
+
+
 def _words(left: Side, right: Side, utterances: Sequence[str], known: dict[str, tuple[str, ...]]) -> tuple[np.ndarray, np.ndarray] | None:
     """Both sides by the words that the lexicon translates, in words of the right one; None where it has none of these locales."""
     if not known:
@@ -142,21 +170,32 @@ def _words(left: Side, right: Side, utterances: Sequence[str], known: dict[str, 
     return a, b
 
 
-def _meet(left: Side, right: Side, words: tuple[np.ndarray, np.ndarray] | None = None) -> list[tuple[int, int, float, float, float | None]]:
+def _meet(
+    left: Side,
+    right: Side,
+    left_halves: np.ndarray,
+    right_halves: np.ndarray,
+    words: tuple[np.ndarray, np.ndarray] | None = None,
+) -> list[tuple[int, int, float, float, float | None]]:
     """(cluster, cluster, probability, cosine, same interpretation) of clusters of two locales that are each other's nearest."""
     ids = {name: n for n, name in enumerate(sorted({*left.meanings, *right.meanings} - {""}))}
     of_a, of_b = (np.array([ids.get(name, -1) for name in side.meanings]) for side in (left, right))
     points, most, curve = (left.means, right.means), -1, None
     for share in (0.0, *(LEXICON_SHARES if words else ())):
-        here = (
-            points if not words or not share else tuple(_blend(p, w, share) for p, w in zip((left.means, right.means), words, strict=True))
-        )
-        a, b, cosine = _mutual(here[0], here[1], np.full(len(of_a), -1), np.full(len(of_b), -1))
+        here = (left.means, right.means)
+        if words and share:
+            here = _blend(left.means, words[0], share), _blend(right.means, words[1], share)
+        a, b, cosine = _mutual(*here, np.full(len(of_a), -1), np.full(len(of_b), -1))
         judged = (of_a[a] >= 0) & (of_b[b] >= 0)
         same = of_a[a[judged]] == of_b[b[judged]]
-        right_ones = 2 * int(same.sum()) - len(same)  # the right less the wrong
+        found = isotonic_curve(cosine[judged], same)
+        sure = np.interp(cosine[judged], found["cosine"], found["probability"]) >= SURE if found is not None else np.zeros(len(same), bool)
+        right_ones = 2 * int(same[sure].sum()) - int(sure.sum())  # of those that would be joined, the right less the wrong
         if right_ones > most or curve is None:
-            points, most, curve = (here[0], here[1]), right_ones, isotonic_curve(cosine[judged], same)
+            points, most, curve = here, right_ones, found
+    if curve is None and (of_a < 0).all() != (of_b < 0).all():  # one of them, a language just launched, has no intents
+        points = left.means, right.means
+        curve = _by_wordings(left_halves, right, of_b) if (of_a < 0).all() else _by_wordings(right_halves, left, of_a)
     if curve is None:
         return []
     a, b, cosine = _mutual(*points, of_a, of_b)

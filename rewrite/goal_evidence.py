@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from rewrite.lexicon import Rows, exchangeable
-from rewrite.neighbours import near_cosine, random_cosines
+from rewrite.neighbours import Near, near_cosine, random_cosines
 
 SERVED = 0.5
 """A text counts as served from here on: it is more often right than wrong."""
@@ -115,10 +116,14 @@ class Similar:
         return out
 
 
-def mutual_neighbours(vectors: np.ndarray, rows: np.ndarray, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def mutual_neighbours(
+    vectors: np.ndarray, rows: np.ndarray, k: int, seed: int = 0, near: Near | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """(left, right, cosine, recall) of pairs of `rows` that are each among the other's `k` nearest, left < right, sorted; and which
-    share of the true nearest a sample found (1 where the search is exact)."""
-    near = near_cosine(vectors[rows], k, seed)
+    share of the true nearest a sample found (1 where the search is exact). `near`: the neighbours of `rows`, if they are known."""
+    near = near or near_cosine(vectors[rows], k, seed)
+    if len(near.indices) != len(rows):
+        raise ValueError(f"near: neighbours of {len(near.indices)} rows for {len(rows)} texts with a vector; search them anew")
     indices, cosines = near.indices, near.cosines
     n, width = indices.shape
     there = indices.ravel() >= 0  # where cells were searched, a text may have fewer
@@ -131,7 +136,13 @@ def mutual_neighbours(vectors: np.ndarray, rows: np.ndarray, k: int, seed: int =
 
 
 def similar_pairs(
-    texts: pl.DataFrame, vectors: np.ndarray | None, meaning: Interpretations, links: pl.DataFrame, k: int = NEIGHBOURS, seed: int = 0
+    texts: pl.DataFrame,
+    vectors: np.ndarray | None,
+    meaning: Interpretations,
+    links: pl.DataFrame,
+    k: int = NEIGHBOURS,
+    seed: int = 0,
+    near: Mapping[str, Near] | None = None,
 ) -> Similar:
     """Nearest neighbours inside each locale and what their cosine is worth there.
 
@@ -151,7 +162,7 @@ def similar_pairs(
             rows = np.arange(start, stop)[there[start:stop]]
             if len(rows) < 2:
                 continue
-            left, right, cosine, recall = mutual_neighbours(vectors, rows, k, seed)
+            left, right, cosine, recall = mutual_neighbours(vectors, rows, k, seed, (near or {}).get(locale[start]))
             nearest = np.full(stop - start, -1.0)
             np.maximum.at(nearest, np.r_[left, right] - start, np.r_[cosine, cosine])
             nearest = nearest[nearest > -1]
