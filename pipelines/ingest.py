@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import lru_cache
 from typing import Any
 
 import apache_beam as beam
@@ -160,6 +161,7 @@ class Job:
     start: date | None = None
     end: date | None = None
     left_out: gone.Gone | None = None
+    key_secret: str = ""  # the name of a secret, where the environment has no key
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class _Read(beam.DoFn):
         counts: Counter[str] = Counter()
         problem = ""
         try:
-            secret = _secret()
+            secret = _secret(job.key_secret)
             for block in sources.read(work, job.rules, job.rows):
                 rows = convert(block, work.source, job.rules, secret, job.start, job.end, job.left_out)
                 counts += rows.counts
@@ -213,9 +215,17 @@ class _Read(beam.DoFn):
         yield beam.pvalue.TaggedOutput("receipts", receipt)
 
 
-def _secret() -> bytes:
+@lru_cache(maxsize=1)
+def _fetched(name: str) -> str:
+    """The key from Google's Secret Manager, once per worker."""
+    from apache_beam.transforms.util import GcpSecret
+
+    return str(GcpSecret(name).get_secret_bytes().decode().strip())
+
+
+def _secret(name: str = "") -> bytes:
     try:
-        return bytes.fromhex(os.environ[KEY_ENV])
+        return bytes.fromhex(os.environ.get(KEY_ENV) or _fetched(name) if name else os.environ[KEY_ENV])
     except (KeyError, ValueError):
         raise UsageError(f"a worker has no user key: give its environment {KEY_ENV} from a secret manager") from None
 
@@ -347,11 +357,25 @@ def run(context: Context, report: Any) -> None:
         groups = next(g for g in (1, 2, 4, 8, BUCKETS) if g * held >= rows or g == BUCKETS)
         attempt = f"{context.attempt}/ingest"
         job = Job(
-            context.store, attempt, rules, frozenset(files), context.config.sessions.gap, held, groups, start, end, gone.read(context.store)
+            context.store,
+            attempt,
+            rules,
+            frozenset(files),
+            context.config.sessions.gap,
+            held,
+            groups,
+            start,
+            end,
+            gone.read(context.store),
+            context.options.user_key_secret,
         )
         work = [*(s for f in files.values() for s in sources.shards(f, held)), *(Touch(p) for p in sorted(made.touch))]
         os.environ[KEY_ENV] = context.user_key().hex()
         receipts = engine.execute(context, "ingest", work, Ingest(job))
+        if moved := sources.changed(files.values()):
+            context.store.clear_attempt(attempt)
+            more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+            raise InputError(f"{moved[0]}{more}: changed while it was read; nothing was published, run again when it is whole")
         problems = [r["counts"]["problem"] for r in receipts if r["table"] == "read" and r["counts"]["problem"]]
         if problems:
             context.store.clear_attempt(attempt)

@@ -96,6 +96,8 @@ def release_data(
         verdicts=verdicts,
         candidates=candidates,
         goal_edges=tables.get("goal_edges"),
+        goal_graph=tables.get("goals"),
+        goal_map=_linked(store, as_of),
         k=settings["k"],
         funnel=funnel,
         drops=drops,
@@ -103,6 +105,15 @@ def release_data(
         seeing=seeing.gather(store, settings["days"], settings["gap"], tables.get("goals"), settings["k"]),
         watch=watched,
     )
+
+
+def _linked(store: Store, as_of: date) -> dict[str, Any]:
+    """What `link` says of its own work: which model read which locale and why, and the recall of the search for neighbours."""
+    from quality.goalview import model_rows
+
+    manifest = store.manifest("goals", f"as_of={as_of}")
+    counts = manifest.counts if manifest else {}
+    return {"models": model_rows(counts.get("models") or {}), "recall": counts.get("recall")}
 
 
 def release_files(data: ReportData, built: Release, verdicts: Verdicts) -> dict[str, bytes]:
@@ -126,6 +137,7 @@ def finish_run(context: Context) -> None:
         shown.seeing = _seeing(context)
     else:
         shown = ReportData.from_json(data)
+    shown.worth = _worth(context.store)
     shown.notes += context.notes
     shown.timings = [
         {"stage": s.name, "seconds": round(s.seconds, 2), "peak_mib": round(s.peak_mib), "what": s.told()} for s in context.stages
@@ -146,6 +158,14 @@ def finish_run(context: Context) -> None:
     context.store.put(f"{folder}/summary.json", (json.dumps(summary, indent=1, sort_keys=True, default=str) + "\n").encode())
     context.result["report"] = context.store.url(f"{folder}/report.html")
     context.result["lines"] = headline(context, shown, gates)
+
+
+def _worth(store: Store) -> dict[str, Any]:
+    """Of the newest release that somebody evaluated; figures that are known only after a release."""
+    from pipelines import registry
+    from pipelines.evaluate import worth_of
+
+    return next((w for p in reversed(registry.releases(store)) if (w := worth_of(store, p.release_id))), {})
 
 
 def _seeing(context: Context) -> dict[str, Any]:

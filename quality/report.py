@@ -15,8 +15,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
-from quality import seeing, watch
-from quality.goalmap import draw
+from quality import goalview, seeing, watch, worth
 from quality.markup import clean, html
 from quality.reasons import sentence
 from quality.reportdata import MAX_ROWS, ReportData, Rows
@@ -28,6 +27,8 @@ FEW_JSON: Final = 200_000
 FEW_LOCALES: Final = 7
 """More locales than this do not fit beside each other; the others are in `other`."""
 OTHER: Final = "other"
+LONG: Final = 36
+"""Characters of a cell that may break into lines."""
 FEW_CARDS: Final = 4
 """Steps of the funnel that head the page, before the sizes of the release."""
 
@@ -88,6 +89,7 @@ def render_report(data: ReportData) -> str:
         ("goals", "Goals", _map(data)),
         ("rewrites", "Rewrites", _rewrites(data)),
         ("labels", "Labels", _labels(data)),
+        ("worth", "What it is worth", worth.part(data.worth)),
         ("not-proposed", "Not proposed, and why", _candidates(data)),
         ("new", "New, or growing fast", _news(data)),
         ("work", "Failing, and no target yet", _work(data)),
@@ -388,15 +390,7 @@ def _number(value: object) -> float | int | str | None:
 
 
 def _map(data: ReportData) -> str:
-    svg = draw(data.goal_map, data.k)
-    if not svg:
-        return ""
-    shown = len(data.goal_map["goals"])
-    lead = (
-        f"The {shown} biggest of {data.goal_map.get('goals_total', shown):,} goals. A point is a text that users said, a line is evidence "
-        "that two texts ask for the same; hover over a point to read it. Each goal is named by one of its texts."
-    )
-    return f'<p class="sub">{escape(lead)}</p>{svg}'
+    return goalview.section(data.goal_map, data.k, lambda name, rows, columns: _table(name, data, rows, columns, ""), _plain)
 
 
 def _plain(rows: Rows) -> str:
@@ -405,6 +399,7 @@ def _plain(rows: Rows) -> str:
         return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
     kinds = {n: "n" if any(isinstance(r.get(n), (int, float)) and not isinstance(r.get(n), bool) for r in rows) else "w" for n in names}
+    kinds |= {n: "text" for n in names if any(isinstance(r.get(n), str) and len(r[n]) > LONG for r in rows)}
     head = "".join(f'<th class="{kinds[n]}">{html(n.replace("_", " "))}</th>' for n in names)
     body = "".join("<tr>" + "".join(f'<td class="{kinds[n]}">{_cell(r.get(n))}</td>' for n in names) + "</tr>" for r in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

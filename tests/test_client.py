@@ -119,7 +119,5 @@ def test_pairs_bring_texts_of_a_goal_together(made):
         return float(lamp @ light)
 
     before = near()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "MODEL_RATE", 0.05)
-        trainer.fine_tune(model, pairs, epochs=3, seed=0)
+    trainer.fine_tune(model, pairs, epochs=3, seed=0, rate=0.05)
     assert near() > before + 0.2

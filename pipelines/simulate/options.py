@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 
 from pipelines.errors import UsageError
-from pipelines.options import day, opt
+from pipelines.flags import opt
+from pipelines.options import day
 
 LOCALES = ("en-US", "de-DE", "sw-KE", "ja-JP")
 MAX_USERS = 50_000_000
