@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", help="folder for the trained model", metavar="DIR")
     parser.add_argument("--epochs", type=int, default=2, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--json", action="store_true", help="end with a one-line JSON summary, for scripts")
     options = parser.parse_args(argv)
     try:
         test = read_test(options.test)
@@ -48,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             job = client.claim(lease="2h", key=options.assistant_version)
             if job is None:
                 print("nothing to do: every release is trained, held, superseded or retracted")
+                _say(options, status="nothing")
                 return 0
             with job:
                 return _train(job, test, options)
@@ -75,6 +78,7 @@ def _train(job: Job, test: pl.DataFrame, options: argparse.Namespace) -> int:
     if job.kind == "retract":
         print(f"{job.release_id} was retracted: take {job.assistant_version} out of service")
         job.ack(job.assistant_version)
+        _say(options, status="retracted", release_id=job.release_id, assistant_version=job.assistant_version)
         return 0
     pairs = job.load("pairs").filter(pl.col("split") == "train")
     labels = job.load("labels").filter(pl.col("split") == "train")
@@ -100,7 +104,11 @@ def _train(job: Job, test: pl.DataFrame, options: argparse.Namespace) -> int:
     print(f"  labels, the model as it was   {before:.1%}")
     print(f"  labels, fine-tuned on pairs   {after:.1%}")
     print(f"goals that it was not trained on: nearest text is of the same goal {near_before:.1%} -> {near_after:.1%}")
+    found = {"release_id": job.release_id, "test_rows": test.height, "known": known, "most_frequent": frequent}
+    found |= {"accuracy_before": before, "accuracy": max(before, after), "fine_tuned": after > before}
+    found |= {"nearest_before": near_before, "nearest": near_after, "pairs": pairs.height, "labels": labels.height}
     if max(before, after) <= frequent:
+        _say(options, status="given back", **found)
         print("no better than the most frequent intent: given back")
         job.nack()
         return 3
@@ -113,7 +121,14 @@ def _train(job: Job, test: pl.DataFrame, options: argparse.Namespace) -> int:
         return 3
     job.ack(options.assistant_version)
     print(f"acknowledged as {options.assistant_version}")
+    _say(options, status="trained", assistant_version=options.assistant_version, **found)
     return 0
+
+
+def _say(options: argparse.Namespace, **found: Any) -> None:
+    """The summary of --json."""
+    if options.json:
+        print(json.dumps(found))
 
 
 def load_model(spec: str, seed: int) -> Any:
