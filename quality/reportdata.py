@@ -36,7 +36,8 @@ class ReportData:
     verdicts: fields of `quality.gates.Verdict`. goal_map: {points, edges, goals}, see `quality.goalmap`, what
     `quality.goalview.goal_view` adds, and {models, recall} of `link`.
     signals: any table, one row per signal. seeing: what `pipelines.seeing.gather` made of the model, drawn by
-    `quality.seeing`. notes: sentences worth knowing.
+    `quality.seeing`. watch: what `pipelines.watch.gather` made of the votes, drawn by `quality.watch`. worth: what `sayagain
+    evaluate` and `adapt` found, drawn by `quality.worth`. notes: sentences worth knowing.
     timings: {stage, seconds, peak_mib, what}, never in the copy inside a release.
     """
 
@@ -59,6 +60,8 @@ class ReportData:
     goal_map: dict[str, Any] = field(default_factory=dict)
     signals: Rows = field(default_factory=list)
     seeing: dict[str, Any] = field(default_factory=dict)
+    watch: dict[str, Any] = field(default_factory=dict)
+    worth: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     timings: Rows | None = None
 
