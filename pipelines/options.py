@@ -165,12 +165,17 @@ class LinkOptions(AsOfOptions):
             raise UsageError("--texts needs no --lake; give one of them")
 
 
+PROFILES = ("balanced", "careful")
+
+
 @dataclass(frozen=True)
 class AggregateOptions(AsOfOptions):
     """Turns votes into candidates: rewrites, labels and pairs, proposed or not, each with the reason.
 
     Example: sayagain aggregate --lake ./lake
     """
+
+    profile: str | None = opt(None, "how much evidence a rewrite needs; default: evidence.profile of the configuration", choices=PROFILES)
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,7 @@ class MineOptions(IngestOptions):
     window: str | None = opt(
         None, "how many days of votes choose candidates, or all; default: evidence.window of the configuration", metavar="DAYS|all"
     )
+    profile: str | None = opt(None, "how much evidence a rewrite needs; default: evidence.profile of the configuration", choices=PROFILES)
     refit: bool = opt(False, "fit a new model even though there is one; rebuilds the daily tables of the window")
     each_day: bool = opt(False, "one release a day, instead of one as of the last day")
 

@@ -21,6 +21,7 @@ REASONS: Final = {
     "source_served": "the source is served well enough when it is left alone",
     "treated_failed": "it was tried on users, and they were not served",
     "weak": "the gain is not proven",
+    "unproven": "the evidence would not hold if one looked at it every night (profile careful)",
     # labels
     "own": "the assistant's own reading, confirmed by what users did next",
     "projected": "what its users were served with in the end",

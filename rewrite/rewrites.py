@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from scipy import special
 
+from rewrite import careful
 from rewrite.contracts import CANDIDATE_REWRITES
 from rewrite.likeness import Likeness, slot_values
 from rewrite.pool import LOWER, MILLION, Pool
@@ -50,9 +51,12 @@ EXTRA: dict[str, type[pl.DataType]] = {
     "lift_probability": pl.Float64,
     "treated_users": pl.Int64,
     "treated_served": pl.Float64,
+    "log_e": pl.Float64,
+    "log_e_against": pl.Float64,
 }
 """Columns beyond the contract: untouched votes behind source_served; users who went from the source into the goal; users'
-evidence for the goal (votes or chain); likeness of source and target; P(lift > 0); live evidence of this very pair."""
+evidence for the goal (votes or chain); likeness of source and target; P(lift > 0); live evidence of this very pair;
+ln of the anytime-valid evidence for and against it (`rewrite.careful`)."""
 
 
 def mine(pool: Pool, options: Options) -> pl.DataFrame:
@@ -65,7 +69,7 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     into = _with_targets(into, pool, options)
     into = _score(into, pool)
     rows = _with_live(into, pool)
-    rows = _decide(rows, pool, options)
+    rows = _decide(_tested(rows, pool, options), pool, options)
     return _table(rows, pool)
 
 
@@ -281,7 +285,25 @@ def _with_live(into: pl.DataFrame, pool: Pool) -> pl.DataFrame:
     return rows.join(worst, on=["s", "goal"], how="left")
 
 
+def _tested(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
+    """Adds `log_e` and `log_e_against` of `careful.test`, and `discovered` by e-BH over all pairs of shared texts whose source fails."""
+    rows = rows.sort("s", "t", "goal")
+    found = careful.test(rows.select("s", "t", "goal"), pool.trials, pool, options)
+    users, served = pool.column("users"), pool.column("served")
+    s, t = rows["s"].to_numpy(), rows["t"].to_numpy()
+    hypotheses = np.flatnonzero((users[s] >= options.k) & (users[t] >= options.k) & (served[s] < options.served))
+    discovered = np.zeros(rows.height, bool)
+    discovered[hypotheses] = careful.e_bh(found.log_e[hypotheses], options.false_discovery)
+    return rows.with_columns(
+        log_e=pl.Series(found.log_e), log_e_against=pl.Series(found.against), discovered=pl.Series(discovered, dtype=pl.Boolean)
+    )
+
+
 def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
+    # retirement is the mirror of release: by the posterior, or by evidence that may be looked at every night
+    goal_failed = pl.col("goal_treated") < options.served
+    if options.careful:
+        goal_failed = (pl.col("log_e_against") >= np.log(1 / options.false_discovery)).any().over("s", "goal")
     source = pool.texts.select(s="id", source_users="users", source_served="served", s_hidden="placeholder")
     target = pool.texts.select(t="id", target_users="users", target_served="served", t_hidden="placeholder")
     rows = (
@@ -310,7 +332,7 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
         .then(pl.lit("below_k"))
         .when(pl.col("source_served") >= options.served)
         .then(pl.lit("source_served"))
-        .when(pl.col("goal_treated") < options.served)
+        .when(goal_failed)
         .then(pl.lit("treated_failed"))
         .when(~pl.col("first_choice"))
         .then(pl.lit("other_goal"))
@@ -330,6 +352,8 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
         .then(pl.lit("no_lift"))
         .otherwise(pl.lit("goal"))
     )
+    if options.careful:
+        reason = pl.when(reason.is_in(["goal", "live"]) & ~pl.col("discovered")).then(pl.lit("unproven")).otherwise(reason)
     return rows.with_columns(reason=reason).with_columns(
         decision=pl.when(pl.col("reason").is_in(["goal", "live"])).then(pl.lit("proposed")).otherwise(pl.lit("rejected"))
     )
