@@ -9,7 +9,6 @@ REASONS: Final = {
     "goal": "users of the source end on the target's goal, and the target is served",
     "live": "it serves users already, and they are served",
     "ambiguous": "users of the source want several different things",
-    "few_votes": "too few users asked again after the source",
     "no_lift": "serving the target gains nothing over leaving the source alone",
     "no_outside_users": "nobody but those who went from the source said the target: it may be made up for the pair",
     "no_other_wording": "nobody but new accounts asks for this in any other wording: it may be made up for the pair",
@@ -20,7 +19,7 @@ REASONS: Final = {
     "repeaters": "most of the evidence comes from users who ask the same again and again",
     "source_served": "the source is served well enough when it is left alone",
     "treated_failed": "it was tried on users, and they were not served",
-    "weak": "the gain is not proven",
+    "weak": "the target is less likely than not what users of the source want",
     "unproven": "the evidence would not hold if one looked at it every night (profile careful)",
     # labels
     "own": "the assistant's own reading, confirmed by what users did next",

@@ -186,8 +186,7 @@ class Options:
     k: int = 3
     served: float = 0.5  # a source at or above this is left alone
     target_served: float = 0.75  # a target is a text that is served this often
-    score: float = 0.3  # least share of the source's evidence that goes to the goal
-    votes: float = 0.5  # least evidence from users for the goal: content alone proposes nothing
+    probability: float = 0.5  # least probability that the target serves: more likely than not
     repeaters: float = 0.5  # share of voters who did it again and again, from which the pair is left out
     lift: float = 0.8  # least probability that the target does better than the source left alone
     burst: float = 1e-5  # a day's users of a source this unlikely came together: one honest day in 10^5 is lost
