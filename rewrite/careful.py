@@ -86,7 +86,7 @@ def test(pairs: pl.DataFrame, found: pl.DataFrame, pool: Pool, options: Options)
     The newest assistant version decides; what older ones earned until it came counts for `options.grace` days more.
     """
     n = pairs.height
-    rows = _shown(pairs, found, pool, options)
+    rows = shown(pairs, found, pool, options)
     if rows.is_empty():
         return Tested(np.zeros(n), np.zeros(n), np.zeros(n, np.int64))
     bound = np.maximum(pool.column("served_high")[pairs["s"].to_numpy()], LEAST)[rows["pair"].to_numpy()]
@@ -110,7 +110,7 @@ def test(pairs: pl.DataFrame, found: pl.DataFrame, pool: Pool, options: Options)
 test.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's
 
 
-def _shown(pairs: pl.DataFrame, found: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
+def shown(pairs: pl.DataFrame, found: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
     """One row per (pair, user, version) whose want showed: `pair, version, date, rewritten, win, loss` (millionths), sorted."""
     ids = pool.texts.select("locale", "utterance", "id", "goal", "intent", "slots")
     rows = found.join(ids.select("locale", s="id", source="utterance"), on=["locale", "source"])

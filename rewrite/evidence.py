@@ -155,6 +155,12 @@ def bucket_evidence(votes: pl.DataFrame, trust: Trust | None = None, since: dt.d
     return {name: t.sort(_TABLES[name][0], nulls_last=True) for name, t in zip(tables, done, strict=True)}
 
 
+def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> pl.DataFrame:
+    """`trials` of whole users' votes, bucket by bucket, without the other tables: what happened to those who come later."""
+    tables = [_typed("trials", trials(believed_votes(v, trust))).collect() for v in parts] or [bucket_evidence(empty_votes())["trials"]]
+    return pl.concat(tables)
+
+
 def merge_evidence(parts: Iterable[dict[str, pl.DataFrame]]) -> dict[str, pl.DataFrame]:
     """Add evidence tables up: associative, commutative, and exact. An empty iterable gives empty tables."""
     parts = list(parts) or [bucket_evidence(empty_votes())]

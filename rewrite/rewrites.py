@@ -305,7 +305,7 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
     goal_failed = pl.col("goal_treated") < options.served
     if options.careful:
         goal_failed = (pl.col("log_e_against") >= np.log(1 / options.false_discovery)).any().over("s", "goal")
-    source = pool.texts.select(s="id", source_users="users", source_served="served", s_hidden="placeholder")
+    source = pool.texts.select(s="id", source_users="users", source_served="served", s_hidden="placeholder", s_votes="votes")
     target = pool.texts.select(t="id", target_users="users", target_served="served", t_hidden="placeholder")
     rows = (
         rows.join(source, on="s")
@@ -326,12 +326,14 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
     rank = pl.struct(-pl.col("live").cast(pl.Int8), -pl.col("probability"), -pl.col("score").fill_null(0.0), "t").rank("ordinal").over("s")
     second = pl.col("chance").filter(~pl.col("live")).top_k(2).min().over("s")
     rows = rows.with_columns(first_choice=rank == 1, alone=pl.col("mined").sum().over("s") < 2, second=second)
+    # while a rewrite serves its source, hardly anybody is heard untouched, and the prior would call the source served
+    unheard = pl.col("live") & (pl.col("s_votes") < options.k)
     reason = (
         pl.when(~open_)
         .then(pl.lit("placeholder"))
         .when((pl.col("source_users") < options.k) | (pl.col("target_users") < options.k))
         .then(pl.lit("below_k"))
-        .when(pl.col("source_served") >= options.served)
+        .when((pl.col("source_served") >= options.served) & ~unheard)
         .then(pl.lit("source_served"))
         .when(goal_failed)
         .then(pl.lit("treated_failed"))
