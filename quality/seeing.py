@@ -49,8 +49,8 @@ KINDS: Final = {
         "Rewrites, foretold by earlier users",
         "Each rewrite's probability comes from the days before the window's last fifth (from other users, in a log of few days). What "
         "happened: users who came to the source later and whose want showed went on to what the target serves, or were served something "
-        "else. A next request of another kind counts as something else, so a bar above its prediction is what a good rewrite looks like "
-        "where people ask one thing at a time.",
+        "else. A next request of another kind counts as something else, and so does a wording that nobody tied to the goal yet: good "
+        "rewrites stay below the line, and the distance says how much of what follows is another request.",
     ),
 }
 

@@ -11,6 +11,7 @@ from test_evidence import DAY, Log, background, failing, mine, row
 
 from rewrite import careful
 from rewrite.careful import e_bh, nights, wealth
+from rewrite.rewrites import capped
 
 SHARE = 0.1
 
@@ -151,3 +152,20 @@ def test_history_before_the_window_is_in_the_test_alone() -> None:
     window = merge_evidence([bucket_evidence(log.votes().filter(pl.col("date") >= late))])
     assert whole["trials"].height > window["trials"].height
     assert all(whole[name].equals(window[name]) for name in whole if name != "trials")
+
+
+def test_a_popular_target_is_capped() -> None:
+    """Sixty sources of a hundred drift into one target: the surest fifth, but never fewer than 50, stay."""
+    rows = [("en-US", f"s{i:03}", "popular" if i < 60 else f"t{i}", i / 100, "proposed", "goal") for i in range(100)]
+    table = pl.DataFrame(rows, schema=["locale", "source", "target", "probability", "decision", "reason"], orient="row")
+    found = capped(table)
+    gone = found.filter(pl.col("reason") == "popular")
+    assert gone["source"].to_list() == [f"s{i:03}" for i in range(10)] and set(gone["decision"]) == {"rejected"}
+    assert found["source"].to_list() == table["source"].to_list()
+
+
+def test_a_live_rewrite_does_not_hide_its_source() -> None:
+    """While it serves everybody, nobody is heard untouched: that is no evidence that the source works by itself."""
+    log = live(0.97)
+    log.rows = [r for r in log.rows if not (r["source"] == "lights of" and r["treatment"] == "untouched")]
+    assert row(mine(log).rewrites, source="lights of")["reason"] == "live"
