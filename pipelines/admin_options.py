@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from pipelines.engine_options import EngineOptions
 from pipelines.errors import UsageError
-from pipelines.options import opt
+from pipelines.flags import opt
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -219,6 +220,54 @@ class GcOptions(LakeOptions):
         super().validate()
         if not re.fullmatch(r"\d+d|\d{4}-\d\d-\d\d", self.older_than):
             raise UsageError(f"--older-than {self.older_than!r}: should be a number of days such as 400d, or a date such as 2026-01-31")
+
+
+@dataclass(frozen=True)
+class DoctorOptions(EngineOptions, LakeOptions):
+    """Looks whether a run would work: packages, models, engine, key; and whether the lake is what its manifests say. Exit 1: no.
+
+    Example: sayagain doctor --lake ./lake
+    Each finding has its fix. --rebuild makes anew what follows from the rest (queue, LATEST) and clears what dead runs left.
+    """
+
+    deep: bool = opt(False, "read every file of the lake and compare its sha256, instead of its size")
+    rebuild: bool = opt(
+        False, "make the queue's database and LATEST anew from the lake, and remove what dead runs left; while no run works"
+    )
+
+    def validate(self) -> None:
+        """Nothing is refused here: what is wrong is a finding."""
+
+
+@dataclass(frozen=True)
+class TracesOptions:
+    """Turns chat traces (OpenTelemetry GenAI or OpenInference spans as JSON lines) into a log that `ingest` reads.
+
+    Example: sayagain traces --spans 'spans/*.jsonl' --out log.jsonl --map user_id=enduser.id
+    One row per user message that was answered: what was asked, the tool that was called (intent, slots), the answer, the status.
+    """
+
+    spans: tuple[str, ...] = opt(
+        (), "files of spans: OTLP/JSON, or one span a line (.jsonl, .gz, .zst); any Beam path", name="spans", metavar="PATH", many=True
+    )
+    out: str = opt("log.jsonl", "the log in the log contract, one row a line", metavar="FILE")
+    map: tuple[str, ...] = opt(
+        (), "where a column is in your spans, such as locale=app.locale; may be repeated", metavar="COLUMN=ATTRIBUTE", many=True
+    )
+    json: bool = opt(False, "print a one-line JSON summary on stdout, for scripts")
+
+    def validate(self) -> None:
+        """Raises UsageError before anything is read."""
+        if not self.spans:
+            raise UsageError("--spans is missing: name files of spans, such as --spans 'spans/*.jsonl'")
+        for text in self.map:
+            column, _, attribute = text.partition("=")
+            if column not in TRACE_COLUMNS or not attribute:
+                raise UsageError(f"--map {text}: should be COLUMN=ATTRIBUTE with a column of {', '.join(TRACE_COLUMNS)}")
+
+
+TRACE_COLUMNS = ("user_id", "session_id", "locale", "assistant_version", "channel", "holdout", "feedback", "rewrite_id", "served_utterance")
+"""Columns that an attribute of a span, or of its resource, may fill; the others come from the messages."""
 
 
 @dataclass(frozen=True)

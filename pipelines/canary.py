@@ -70,8 +70,22 @@ def try_out(store: Store, s: dict[str, Any] | None) -> tuple[list[Measure], dict
     if not split:
         return [], seen
     taught = labels.mine(known, options).filter(pl.col("decision") == "proposed")
-    served = pl.concat(late).filter(pl.col("value") >= SERVED)
-    return canary(_usual(pl.concat(early)), taught.select("locale", "utterance", "intent", "confidence"), _usual(served)), seen
+    return canary(
+        _usual(pl.concat(early)), taught.select("locale", "utterance", "intent", "confidence"), _usual(_served(pl.concat(late)))
+    ), seen
+
+
+def _served(votes: pl.DataFrame) -> pl.DataFrame:
+    """Votes of users who were served with texts that serve most who say them.
+
+    Where a text fails most of its users, the few who seem served are mostly misjudged, and what they got is what the
+    candidates are there to correct: it would hold every good correction against them.
+    """
+    key = ["locale", "source"]
+    alone = votes.filter(pl.col("kind") == "outcome", pl.col("treatment") != "rewritten").sort(*key, "user_key", "date", "value")
+    per = alone.group_by(*key, "user_key", maintain_order=True).agg(pl.col("value").mean())
+    works = per.group_by(key, maintain_order=True).agg(pl.col("value").mean()).filter(pl.col("value") >= SERVED)
+    return votes.filter(pl.col("value") >= SERVED).join(works.select(key), on=key, how="semi")
 
 
 def _read(store: Store, manifests: list[Manifest], most: int) -> list[pl.DataFrame]:

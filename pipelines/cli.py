@@ -12,7 +12,9 @@ import textwrap
 from typing import Any
 
 from pipelines import admin_options as a
+from pipelines import flags
 from pipelines import options as o
+from pipelines import worth_options as w
 from pipelines.errors import SayagainError
 
 # command -> (module with main(options), options dataclass or where it is, positional fields)
@@ -26,6 +28,8 @@ COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "simulate": ("pipelines.simulate.job", "pipelines.simulate.options:SimulateOptions", ()),
     "siege": ("pipelines.simulate.siege", "pipelines.simulate.options:SiegeOptions", ()),
     "demo": ("pipelines.demo", o.DemoOptions, ()),
+    "evaluate": ("pipelines.evaluate", w.EvaluateOptions, ()),
+    "adapt": ("pipelines.adapt", w.AdaptOptions, ()),
     "releases list": ("pipelines.releases", a.ReleasesListOptions, ()),
     "releases show": ("pipelines.releases", a.ReleasesShowOptions, ("release",)),
     "releases diff": ("pipelines.releases", a.ReleasesDiffOptions, ("old", "new")),
@@ -40,6 +44,8 @@ COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "queue retract": ("pipelines.queue", a.QueueRetractOptions, ("release",)),
     "forget": ("pipelines.forget", a.ForgetOptions, ()),
     "gc": ("pipelines.gc", a.GcOptions, ()),
+    "doctor": ("pipelines.doctor", a.DoctorOptions, ()),
+    "traces": ("pipelines.traces", a.TracesOptions, ()),
     "open": ("pipelines.openlake", a.OpenOptions, ()),
     "registry rebuild": ("pipelines.queue", a.RegistryRebuildOptions, ()),
 }
@@ -90,7 +96,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         one = within.add_parser(leaf, help=first.replace("%", "%%"), description=doc.strip() or first, formatter_class=formatter)
         one.set_defaults(command=name)
         if name == command:
-            o.add_arguments(one, _options(entry), positional)
+            flags.add_arguments(one, _options(entry), positional)
     config = sub.add_parser("config", help="Prints the configuration, every key with its default, unit, range and meaning.")
     config.add_argument("--file", help="check this file and print what it sets", metavar="FILE")
     return parser
@@ -115,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         if namespace.command == "config":
             return _config(namespace.file)
         module, entry, _ = COMMANDS[namespace.command]
-        options = o.from_namespace(_options(entry), namespace)
+        options = flags.from_namespace(_options(entry), namespace)
         _calm()
         if getattr(options, "explain", None) is not None:
             module = "pipelines.explain_turn"

@@ -26,14 +26,18 @@ from rewrite.contracts import BUCKETS
 KEY_ENV = "SAYAGAIN_USER_KEY"
 """The lake's HMAC key, 64 hex digits: from a secret manager in production, else made once in a file outside the lake."""
 
+NEEDS = "0.1"
+"""The first version that reads lakes of `FORMAT`: raised together with it, for the message of those that cannot."""
+
 
 @dataclass
 class StageReport:
-    """What one stage did: rows in and out, seconds, peak memory of this process."""
+    """What one stage did: rows in and out, seconds, CPU seconds, peak memory of this process."""
 
     name: str
     counts: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of all threads, and of worker processes that have ended
     peak_mib: float = 0.0
     skipped: str = ""  # why nothing had to be done
 
@@ -91,7 +95,7 @@ class Context:
         if data is None:
             if not make:
                 raise LakeError(f"{self.store.url('')}: not a lake (no lake.json); `sayagain ingest` or `sayagain mine` makes one")
-            info: dict[str, Any] = {"format": FORMAT, "buckets": BUCKETS, "lake_id": secrets.token_hex(8)}
+            info: dict[str, Any] = {"format": FORMAT, "needs": NEEDS, "buckets": BUCKETS, "lake_id": secrets.token_hex(8)}
             info["key_fingerprint"] = _fingerprint(_user_key(info["lake_id"], make=True))
             if self.store.put_new("lake.json", (json.dumps(info, indent=1, sort_keys=True) + "\n").encode()):
                 return
@@ -99,7 +103,8 @@ class Context:
         info = json.loads(data)
         if info["format"] > FORMAT:
             raise LakeError(
-                f"{self.store.url('lake.json')}: format {info['format']}; this sayagain reads up to {FORMAT}: install a newer one"
+                f"{self.store.url('lake.json')}: format {info['format']}; this sayagain reads up to {FORMAT}: "
+                f"install sayagain {info.get('needs', 'of a newer version')} or later"
             )
         self.lake_id = info["lake_id"]
 
@@ -122,18 +127,41 @@ class Context:
         report = StageReport(name)
         self.stages.append(report)
         _reset_peak()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), sum(os.times()[:4])
         self.say(f"{name} ...", transient=True)
+        outcome = "failed"
         try:
             yield report
+            outcome = "skipped" if report.skipped else "done"
         finally:
             report.seconds = time.perf_counter() - start
+            report.cpu_seconds = sum(os.times()[:4]) - cpu
             report.peak_mib = _peak_mib()
+            measured = {
+                "seconds": round(report.seconds, 3),
+                "cpu_seconds": round(report.cpu_seconds, 2),
+                "peak_mib": round(report.peak_mib),
+                "skipped": report.skipped,
+            }
+            self.event("stage", stage=name, outcome=outcome, **measured, **report.counts)
         self.say(f"{name:<10} {report.seconds:6.1f} s  {report.peak_mib:6,.0f} MiB  {report.told()}")
+
+    def event(self, event: str, **what: Any) -> None:
+        """One line on stderr for machines, where --log asks for it: what happened, when, in which run."""
+        kind = getattr(self.options, "log", "short")
+        if kind == "short":
+            return
+        row = {"time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", "run": self.attempt, "event": event, **what}
+        if kind == "json":
+            line = json.dumps(row, default=str)
+        else:
+            plain = ((k, v if isinstance(v, int | float) else json.dumps(v, default=str)) for k, v in row.items() if v != "")
+            line = " ".join(f"{k.replace(' ', '_')}={v}" for k, v in plain)
+        print(line, file=sys.stderr, flush=True)
 
     def say(self, line: str, *, transient: bool = False) -> None:
         """A line of progress on stderr; a transient one only where it can be wiped."""
-        if self.options.quiet or (transient and not sys.stderr.isatty()):
+        if self.options.quiet or getattr(self.options, "log", "short") != "short" or (transient and not sys.stderr.isatty()):
             return
         wipe = "\r\x1b[2K" if sys.stderr.isatty() else ""
         print(f"{wipe}{line}", end="" if transient else "\n", file=sys.stderr, flush=True)

@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
 import sys
 import threading
@@ -26,11 +25,8 @@ from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from tqdm import tqdm
 
 from pipelines.context import Context
-from pipelines.errors import LakeError, SayagainError, UsageError
+from pipelines.errors import LakeError, SayagainError
 from pipelines.store import FileEntry, Manifest, Store
-
-LOCAL_THREADS = 2
-"""Of the one local process: most of a step is native code that lets another thread run; each more costs a shard's memory."""
 
 
 def to_ipc(table: pa.Table | pl.DataFrame) -> bytes:
@@ -80,35 +76,14 @@ def add_by_locale(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {"by_locale": dict(sorted(total.items()))} if total else {}
 
 
-def beam_options(context: Context) -> PipelineOptions:
-    """Our `--runner` and `--workers` as Beam's own options."""
+def beam_options(context: Context, job: str) -> PipelineOptions:
+    """Our flags as Beam's own options."""
     o = context.options
-    args = list(o.beam)
     if o.runner == "local":
         # Beam 2.77 flushes the buffers between local workers by a timer that takes no lock against who writes: what is
         # written while it sends is dropped. Without a time limit they are flushed by size, by the writer itself.
         worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
-        args += ["--runner=FnApiRunner"]  # DirectRunner would try to download Prism first
-        threads = min(LOCAL_THREADS, os.cpu_count() or 1)
-        if o.workers > 1:
-            args += [f"--direct_num_workers={o.workers}", "--direct_running_mode=multi_processing"]
-        elif threads > 1:
-            args += [f"--direct_num_workers={threads}", "--direct_running_mode=multi_threading"]
-    elif o.runner == "prism":
-        args += ["--runner=PrismRunner"]
-        if os.environ.get("SAYAGAIN_PRISM"):
-            args += [f"--prism_location={os.environ['SAYAGAIN_PRISM']}"]
-    elif o.runner == "spark":
-        args += ["--runner=SparkRunner"]
-    elif o.runner == "dataflow":
-        if not context.store.root.startswith("gs://"):
-            raise UsageError(
-                f"--runner dataflow needs a lake that its workers can reach, such as gs://bucket/lake, not {context.store.root}"
-            )
-        args += ["--runner=DataflowRunner"]
-    if o.workers > 1 and o.runner != "local":
-        raise UsageError(f"--workers goes with --runner local; with {o.runner} use --beam, such as --beam=--num_workers={o.workers}")
-    return PipelineOptions(args, save_main_session=False)
+    return PipelineOptions(o.arguments(job, context.store.root), save_main_session=False)
 
 
 class _KeepReceipts(beam.DoFn):
@@ -120,6 +95,19 @@ class _KeepReceipts(beam.DoFn):
         return ()
 
 
+def assemble(pipeline: beam.Pipeline, context: Context, name: str, work: Sequence[Any], transform: beam.PTransform, path: str) -> None:
+    """The whole graph of a job: work items, spread over workers, through its transform; the receipts are kept under `path`."""
+    hints = context.options.hints(name)  # what its workers need, where an engine fits workers to it
+    _ = (
+        pipeline
+        | "work" >> beam.Create(list(work), reshuffle=False)
+        | "spread" >> beam.Reshuffle()
+        | name >> (transform.with_resource_hints(**hints) if hints else transform)
+        | "receipts" >> beam.combiners.ToList()
+        | "keep receipts" >> beam.ParDo(_KeepReceipts(context.store, path))
+    )
+
+
 def execute(context: Context, name: str, work: Sequence[Any], transform: beam.PTransform, *, expect: int = 0) -> list[dict[str, Any]]:
     """Run one job's composite transform over its work items and return the receipts of its files.
 
@@ -129,16 +117,9 @@ def execute(context: Context, name: str, work: Sequence[Any], transform: beam.PT
     path = f"_attempts/{attempt}/receipts.json"
     # a worker's error is raised here as well: once is enough
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL if context.options.runner == "local" else logging.ERROR)
-    options = beam_options(context)
+    options = beam_options(context, name)
     with _progress(context, name, attempt, expect), _own_errors(), beam.Pipeline(options=options) as pipeline:
-        _ = (
-            pipeline
-            | "work" >> beam.Create(list(work), reshuffle=False)
-            | "spread" >> beam.Reshuffle()
-            | name >> transform
-            | "receipts" >> beam.combiners.ToList()
-            | "keep receipts" >> beam.ParDo(_KeepReceipts(context.store, path))
-        )
+        assemble(pipeline, context, name, work, transform, path)
     found = json.loads(context.store.get(path))
     context.store.delete([path])
     key = lambda r: (r["table"], r["partition"], -1 if r["entry"]["bucket"] is None else r["entry"]["bucket"], r["entry"]["path"])  # noqa: E731
@@ -214,5 +195,8 @@ def publish(context: Context, name: str, receipts: list[dict[str, Any]], manifes
         files.setdefault((r["table"], r["partition"]), []).append(FileEntry(**r["entry"]))
     for m in manifests:
         entries = tuple(files.get((m.table, m.partition), ())) + m.files
-        context.store.publish(f"{context.attempt}/{name}", Manifest(**vars(m) | {"files": entries}))
+        made = Manifest(**vars(m) | {"files": entries})
+        context.store.publish(f"{context.attempt}/{name}", made)
+        size = sum(f.bytes for f in entries)
+        context.event("published", job=name, table=m.table, partition=m.partition, rows=made.rows, files=len(entries), bytes=size)
     context.store.clear_attempt(f"{context.attempt}/{name}")

@@ -57,6 +57,7 @@ def _find(context: Context, turn_id: str) -> list[tuple[str, FileEntry, str]]:
 
 def _story(context: Context, day: str, entry: FileEntry, user: str, turn_id: str) -> Story:
     from rewrite import asked_again, outcomes, pairs
+    from rewrite.alignment import ALIGNMENT, KINDS, align
     from rewrite.curves import logit
 
     store, gap_s = context.store, context.config.sessions.gap
@@ -88,6 +89,10 @@ def _story(context: Context, day: str, entry: FileEntry, user: str, turn_id: str
         key = turns["locale"][i], turns["key"][i]
         return {"text": turns["utterance"][i] if private else key[1] if key in shown else None, "number": distinct.index(key) + 1}
 
+    def changed(near: pl.DataFrame) -> pl.DataFrame:
+        found = dict(zip(ALIGNMENT, align(*(turns["key"].gather(near[side]) for side in ("i", "j"))).T, strict=True))
+        return near.with_columns(change=pl.Series([KINDS[int(n)] for n in found["kind"]], dtype=pl.String), sound=found["sound"])
+
     without = {}
     for name in SIGNALS:
         if turn[name] is not None:
@@ -108,7 +113,7 @@ def _story(context: Context, day: str, entry: FileEntry, user: str, turn_id: str
         "session": [{"offset": i - row, "text": text(i), **_facts(turns.row(i, named=True), turn)} for i in around],
         "pairs": [
             _pair(r, row, text, model.detector(r["locale"], turns["channel"][r["i"]]).base)
-            for r in scored.filter((pl.col("i") == row) | (pl.col("j") == row)).iter_rows(named=True)
+            for r in changed(scored.filter((pl.col("i") == row) | (pl.col("j") == row))).iter_rows(named=True)
         ],
         "outcome": {
             "prior": prior,
@@ -136,7 +141,7 @@ def _pair(r: dict[str, Any], row: int, text: Any, base: float) -> dict[str, Any]
     """One scored pair: what each view adds to the prior, in log odds."""
     from rewrite.curves import logit
 
-    names = ("lag", "gap_s", "same_text", "is_retry", "probability", "p_same_topic", "decided_by", "edit", "jaccard")
+    names = ("lag", "gap_s", "same_text", "is_retry", "probability", "p_same_topic", "decided_by", "edit", "jaccard", "change", "sound")
     says = {v: float(logit(r[f"p_{v}"]) - logit(base)) for v in VIEWS}
     out = {"first": text(r["i"]), "second": text(r["j"]), "this_is": "first" if r["i"] == row else "second", "base": base}
     return out | {n: r[n] for n in names} | {"says": says, "alone": {v: r[f"p_{v}"] for v in VIEWS}}
@@ -227,7 +232,7 @@ def _pair_lines(p: dict[str, Any]) -> list[str]:
         head,
         f"    P(asked again) {p['probability']:.3f}, P(same topic) {p['p_same_topic']:.3f}, decided by {p['decided_by']}{chain}",
         f"    from {p['base']:.2f}, in log odds: {says}",
-        f"    edit similarity {p['edit']:.2f}, words in common {p['jaccard']:.2f}",
+        f"    edit similarity {p['edit']:.2f}, words in common {p['jaccard']:.2f}, sound {p['sound']:.2f}; change: {p['change']}",
     ]
 
 

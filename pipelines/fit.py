@@ -20,7 +20,7 @@ from rewrite import contracts
 if TYPE_CHECKING:
     from rewrite.model import Model
 
-VERSION = 5
+VERSION = 6
 READS = {"turns": contracts.TURNS.names}
 WRITES = {"models": ["friction and asked-again parameters per locale and channel, frozen statistics of the log"]}
 MAX_TURNS = 600_000

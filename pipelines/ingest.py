@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import lru_cache
 from typing import Any
 
 import apache_beam as beam
@@ -28,6 +29,7 @@ from pipelines.plan import Plan, Todo
 from pipelines.shards import empty, partition
 from pipelines.sources import Block, Shard, Source
 from pipelines.store import FileEntry, Manifest, Store
+from quality.names import hide_names
 from quality.scrub import KINDS, scrub, scrub_slots
 from rewrite import turns as t
 from rewrite.contracts import BUCKETS, LOG, LOG_REQUIRED, REJECTS, TURNS
@@ -92,7 +94,7 @@ def convert(
         inside = inside.filter(~forgotten)
 
     good, bad = inside.filter(pl.col("reason").is_null()), inside.filter(pl.col("reason").is_not_null())
-    scrubbed, kinds = _scrub(good)
+    scrubbed, kinds = _scrub(good, rules.names)
     counts.update({f"scrubbed:{k}": n for k, n in kinds.items() if n})
     turns, lost = t.canonical(scrubbed)
     if lost:
@@ -123,8 +125,8 @@ def convert(
 _REJECT = ("input", "row", "reason", "user_key", "text", "partition")
 
 
-def _scrub(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Scrub every text column; adds `scrubbed`, placeholders per row."""
+def _scrub(rows: pl.DataFrame, names: tuple[str, ...] = ()) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Scrub every text column, and hide what the slots in `names` say; adds `scrubbed`, placeholders per row."""
     clean, found = [], []
     for name in (*_TEXTS, "slots"):
         series, kinds = (scrub_slots if name == "slots" else scrub)(rows[name], rows["locale"])
@@ -134,7 +136,12 @@ def _scrub(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
         sum((f[k].cast(pl.Int32) for f in found), start=pl.zeros(rows.height, pl.Int32, eager=True)).alias(k) for k in KINDS
     )
     per_row = total.select(pl.sum_horizontal(*KINDS).clip(0, 2**15 - 1).cast(pl.Int16).alias("scrubbed")).to_series()
-    return rows.with_columns(*clean, per_row), dict(total.sum().row(0, named=True))
+    rows, counts = rows.with_columns(*clean, per_row), dict(total.sum().row(0, named=True))
+    if names:
+        texts, slots, hidden = hide_names(rows.select(_TEXTS), rows["slots"], names)
+        rows = rows.with_columns(*texts, slots, scrubbed=pl.col("scrubbed") + hidden)
+        counts["name"] = int(hidden.sum())
+    return rows, counts
 
 
 # the Beam side
@@ -154,6 +161,7 @@ class Job:
     start: date | None = None
     end: date | None = None
     left_out: gone.Gone | None = None
+    key_secret: str = ""  # the name of a secret, where the environment has no key
 
 
 @dataclass(frozen=True)
@@ -193,7 +201,7 @@ class _Read(beam.DoFn):
         counts: Counter[str] = Counter()
         problem = ""
         try:
-            secret = _secret()
+            secret = _secret(job.key_secret)
             for block in sources.read(work, job.rules, job.rows):
                 rows = convert(block, work.source, job.rules, secret, job.start, job.end, job.left_out)
                 counts += rows.counts
@@ -207,9 +215,17 @@ class _Read(beam.DoFn):
         yield beam.pvalue.TaggedOutput("receipts", receipt)
 
 
-def _secret() -> bytes:
+@lru_cache(maxsize=1)
+def _fetched(name: str) -> str:
+    """The key from Google's Secret Manager, once per worker."""
+    from apache_beam.transforms.util import GcpSecret
+
+    return str(GcpSecret(name).get_secret_bytes().decode().strip())
+
+
+def _secret(name: str = "") -> bytes:
     try:
-        return bytes.fromhex(os.environ[KEY_ENV])
+        return bytes.fromhex(os.environ.get(KEY_ENV) or _fetched(name) if name else os.environ[KEY_ENV])
     except (KeyError, ValueError):
         raise UsageError(f"a worker has no user key: give its environment {KEY_ENV} from a secret manager") from None
 
@@ -288,7 +304,7 @@ def rules_of(config: Config) -> t.Rules:
     locale = t.casts.to_locale(pl.Series([log.locale]))[0]
     if locale is None:
         raise UsageError(f"log.locale = {log.locale!r}: not a language tag (BCP 47), such as en-US or sw")
-    return t.Rules(columns, log.timestamp_unit, locale, log.channel, log.treatment)
+    return t.Rules(columns, log.timestamp_unit, locale, log.channel, log.treatment, tuple(log.names))
 
 
 def plan(context: Context) -> Plan:
@@ -341,11 +357,25 @@ def run(context: Context, report: Any) -> None:
         groups = next(g for g in (1, 2, 4, 8, BUCKETS) if g * held >= rows or g == BUCKETS)
         attempt = f"{context.attempt}/ingest"
         job = Job(
-            context.store, attempt, rules, frozenset(files), context.config.sessions.gap, held, groups, start, end, gone.read(context.store)
+            context.store,
+            attempt,
+            rules,
+            frozenset(files),
+            context.config.sessions.gap,
+            held,
+            groups,
+            start,
+            end,
+            gone.read(context.store),
+            context.options.user_key_secret,
         )
         work = [*(s for f in files.values() for s in sources.shards(f, held)), *(Touch(p) for p in sorted(made.touch))]
         os.environ[KEY_ENV] = context.user_key().hex()
         receipts = engine.execute(context, "ingest", work, Ingest(job))
+        if moved := sources.changed(files.values()):
+            context.store.clear_attempt(attempt)
+            more = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+            raise InputError(f"{moved[0]}{more}: changed while it was read; nothing was published, run again when it is whole")
         problems = [r["counts"]["problem"] for r in receipts if r["table"] == "read" and r["counts"]["problem"]]
         if problems:
             context.store.clear_attempt(attempt)

@@ -7,7 +7,7 @@ import json
 from types import ModuleType
 from typing import Any
 
-from pipelines import reporting
+from pipelines import metrics, reporting
 from pipelines.context import Context
 
 
@@ -32,7 +32,7 @@ def run_one(name: str, options: Any) -> int:
         dry_run(Context(options, dry=True), [name])
         return 0
     context = Context(options, make=name == "ingest")
-    with context.running():
+    with metrics.written(context, name), context.running():
         stage(context, name)
         if name == "release":
             reporting.finish_run(context)
@@ -41,6 +41,7 @@ def run_one(name: str, options: Any) -> int:
         print(line)
     if options.json:
         result = {k: v for k, v in context.result.items() if k not in ("lines", "gates")}
+        took = {"seconds": round(report.seconds, 2), "cpu_seconds": round(report.cpu_seconds, 2), "peak_mib": round(report.peak_mib)}
         as_of = {} if name in ("ingest", "fit", "detect") else {"as_of": str(context.as_of() or "")}
-        print(json.dumps({"job": name, "skipped": report.skipped, **as_of, **report.counts, **result}, default=str))
+        print(json.dumps({"job": name, "skipped": report.skipped, **as_of, **took, **report.counts, **result}, default=str))
     return context.exit_code

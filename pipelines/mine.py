@@ -6,7 +6,7 @@ import json
 import sys
 from datetime import date
 
-from pipelines import jobs, reporting
+from pipelines import jobs, metrics, reporting
 from pipelines.context import Context
 from pipelines.errors import SayagainError
 from pipelines.explain import printable
@@ -22,7 +22,7 @@ def main(options: MineOptions) -> int:
         dry_run(Context(options, dry=True), list(JOBS))
         return 0
     context = Context(options, make=True)
-    with context.running():
+    with metrics.written(context, "mine"), context.running():
         for name in DAILY:
             jobs.stage(context, name)
         for day in _as_ofs(context):
@@ -43,6 +43,13 @@ def _as_ofs(context: Context) -> list[date | None]:
 def dry_run(context: Context, names: list[str]) -> None:
     """The plan: what each stage reads and writes, which partitions it would make, and why. Nothing is written."""
     out = sys.stdout
+    if context.options.runner != "local":
+        from pipelines import graphs
+
+        print(*graphs.shown(context, names), sep="\n", file=out)
+    if context.options.runner == "dataflow":
+        print("\nThe lake was not looked at; --dry-run with --runner local shows what there is to do.", file=out)
+        return
     if "ingest" in names:
         from pipelines import ingest
 
@@ -74,7 +81,13 @@ def summarise(context: Context) -> None:
     r = context.result
     if context.options.json:
         stages = {
-            s.name: {"skipped": s.skipped, "seconds": round(s.seconds, 2), "peak_mib": round(s.peak_mib), **s.counts}
+            s.name: {
+                "skipped": s.skipped,
+                "seconds": round(s.seconds, 2),
+                "cpu_seconds": round(s.cpu_seconds, 2),
+                "peak_mib": round(s.peak_mib),
+                **s.counts,
+            }
             for s in context.stages
         }
         print(json.dumps({**r, "stages": stages}, default=str))

@@ -86,7 +86,7 @@ PRIVATE_COLUMNS = {
     "bucket": "hash of the user: all rows of a user are in one bucket",
     "cause_probability": "how likely the cause is",
     "date": "day, UTC",
-    "decided_by": "the view that decided",
+    "decided_by": "the step that decided: retry, identical, text, combined, alignment (a closer look), chain (through the turns between)",
     "decision": "proposed or rejected",
     "events": "turns or pairs behind the vote",
     "excerpt": "scrubbed beginning of the row",

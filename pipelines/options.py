@@ -6,20 +6,16 @@ Imports neither Beam nor Polars, so that `--help` stays instant.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import ClassVar
 
+from pipelines.engine_options import EngineOptions
 from pipelines.errors import UsageError
+from pipelines.flags import opt
 
-RUNNERS = ("local", "prism", "spark", "dataflow")
-
-
-def opt(
-    default: Any, help: str, *, name: str = "", metavar: str = "", choices: tuple[str, ...] = (), kind: Any = None, many: bool = False
-) -> Any:
-    """A command-line option: its default and what it does."""
-    return field(default=default, metadata={"help": help, "name": name, "metavar": metavar, "choices": choices, "kind": kind, "many": many})
+LOGS = ("short", "lines", "json")
+DRY_RUN = opt(False, "print the plan, and with another runner than local each job's graph; write nothing")
 
 
 def day(text: str) -> date:
@@ -31,27 +27,23 @@ def day(text: str) -> date:
 
 
 @dataclass(frozen=True)
-class JobOptions:
+class JobOptions(EngineOptions):
     """What every job takes."""
 
     lake: str = opt("", "where everything is kept: a folder, or s3://bucket/prefix, gs://bucket/prefix", metavar="DIR")
     config: str | None = opt(None, "TOML file; `sayagain config` prints one with every key", metavar="FILE")
-    runner: str = opt("local", "Beam runner", choices=RUNNERS)
-    workers: int = opt(1, "worker processes of the local runner; 1 is this process alone", kind=int, metavar="N")
-    beam: tuple[str, ...] = opt(
-        (), "an option handed to Beam as it is, such as --beam=--project=NAME; may be repeated", metavar="ARG", many=True
-    )
     quiet: bool = opt(False, "no progress on the terminal")
     json: bool = opt(False, "print a one-line JSON summary on stdout, for scripts")
+    log: str = opt(
+        "short", "on stderr: a line per stage (short), or one per stage and published partition, as key=value (lines) or JSON", choices=LOGS
+    )
+    metrics: str = opt("", "write what the run measured to this file at its end, as Prometheus text", metavar="FILE")
 
     def validate(self) -> None:
         """Raises UsageError before anything is started."""
         if not self.lake:
             raise UsageError("--lake is missing: name the folder that holds (or will hold) everything, such as --lake ./lake")
-        if self.runner not in RUNNERS:
-            raise UsageError(f"--runner {self.runner!r}: should be one of {', '.join(RUNNERS)}")
-        if self.workers < 1:
-            raise UsageError(f"--workers {self.workers}: should be 1 or more")
+        self.check_engine(self.lake)
         start, end = getattr(self, "start", None), getattr(self, "end", None)
         if start and end and start > end:
             raise UsageError(f"--from {start} is after --to {end}")
@@ -78,12 +70,15 @@ class IngestOptions(DatedOptions):
         metavar="PATH",
         many=True,
     )
-    dry_run: bool = opt(False, "show five mapped and scrubbed rows and the plan; write nothing")
+    dry_run: bool = opt(
+        False, "print five mapped and scrubbed rows, the plan, and with another runner than local each job's graph; write nothing"
+    )
 
     def validate(self) -> None:
         super().validate()
         if not self.logs:
             raise UsageError("--logs is missing: name at least one file, folder, glob or {date} pattern")
+        self.check_logs(self.logs)
         for path in self.logs:
             if "{date}" in path and not (self.start and self.end):
                 raise UsageError(f"--logs {path}: a {{date}} pattern needs --from and --to")
@@ -96,6 +91,7 @@ class FitOptions(DatedOptions):
     Example: sayagain fit --lake ./lake
     """
 
+    dry_run: bool = DRY_RUN
     if_missing: bool = opt(False, "do nothing when the lake has a model")
     compare: bool = opt(False, "say how far a new model would move from the one in use, and keep that one")
 
@@ -113,6 +109,7 @@ class DetectOptions(DatedOptions):
     With --explain it scores nothing and says why one turn was judged as it was: its session, its pairs, its outcome.
     """
 
+    dry_run: bool = DRY_RUN
     explain: str | None = opt(None, "say why this turn was judged as it was; shows only texts that k users share", metavar="TURN_ID")
     private: bool = opt(False, "with --explain: also show texts that fewer than k users share")
 
@@ -146,6 +143,8 @@ class EmbedOptions(AsOfOptions):
     Example: sayagain embed --lake ./lake
     """
 
+    dry_run: bool = DRY_RUN
+
 
 @dataclass(frozen=True)
 class LinkOptions(AsOfOptions):
@@ -155,6 +154,7 @@ class LinkOptions(AsOfOptions):
               sayagain link --texts wordings.csv --out ./goals
     """
 
+    dry_run: bool = DRY_RUN
     texts: str | None = opt(None, "no lake: join the texts of this .parquet, .csv or .jsonl (columns text, locale)", metavar="FILE")
     out: str = opt("goals", "folder for the tables of --texts", metavar="DIR")
 
@@ -176,6 +176,7 @@ class AggregateOptions(AsOfOptions):
     """
 
     profile: str | None = opt(None, "how much evidence a rewrite needs; default: evidence.profile of the configuration", choices=PROFILES)
+    dry_run: bool = DRY_RUN
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ class ReleaseOptions(AsOfOptions):
     Example: sayagain release --lake ./lake
     """
 
+    dry_run: bool = DRY_RUN
     shadow: bool = opt(False, "release to nobody: gate, build, and keep everything in runs/, outside releases/ and the queue")
 
 
@@ -195,6 +197,7 @@ class GateOptions(AsOfOptions):
     Example: sayagain gate --lake ./lake --candidates as_of=2026-01-14
     """
 
+    RUNS_BEAM: ClassVar[bool] = False
     candidates: str = opt("", "partition of the candidates, or its date; default: that of --as-of", metavar="PARTITION")
 
 
@@ -205,6 +208,7 @@ class VetoOptions(JobOptions):
     Example: sayagain veto "play the beetles" --reason "a song title" --lake ./lake
     """
 
+    RUNS_BEAM: ClassVar[bool] = False
     what: str = opt("", "a rewrite's id (16 hex digits), or a text", metavar="REWRITE_ID|TEXT")
     reason: str = opt("", "why; kept with the veto", metavar="TEXT")
 
@@ -240,6 +244,7 @@ class VerifyOptions(JobOptions):
     Example: sayagain verify --lake ./lake
     """
 
+    RUNS_BEAM: ClassVar[bool] = False
     release: str = opt("LATEST", "release id", metavar="ID")
 
 
@@ -258,6 +263,16 @@ class DemoOptions:
         """Nothing can be wrong."""
 
 
+THRESHOLDS = {
+    "k": (2.0, 10_000.0, "distinct users behind both sides"),
+    "served": (0.0, 1.0, "a source that is served this often is left alone"),
+    "probability": (0.0, 1.0, "least probability that the target serves"),
+    "lift": (0.0, 1.0, "least probability that the target does better"),
+    "label": (0.0, 1.0, "least confidence of a label"),
+}
+"""Settings that `explain --at-threshold` can change: their range, and what they are (rewrite.evidence.Options)."""
+
+
 @dataclass(frozen=True)
 class ExplainOptions(AsOfOptions):
     """What was mined for a text and on what evidence, or why nothing was released. Shows only texts that k users share.
@@ -265,9 +280,21 @@ class ExplainOptions(AsOfOptions):
     Example: sayagain explain "play the beetles" --lake ./lake
     """
 
-    text: str = opt("", "what a user said", metavar="TEXT")
+    RUNS_BEAM: ClassVar[bool] = False
+    text: str | None = opt(None, "what a user said; may be left out with --at-threshold", metavar="TEXT")
     locale: str | None = opt(None, "only this locale", metavar="LOCALE")
     private: bool = opt(False, "also show texts that fewer than k users share")
+    at_threshold: tuple[str, ...] = opt(
+        (),
+        f"what another setting would decide, from the figures kept: {', '.join(THRESHOLDS)}; may be repeated, and without TEXT counts all",
+        metavar="NAME=NUMBER",
+        many=True,
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if self.text is None and not self.at_threshold:
+            raise UsageError('name a text, such as sayagain explain "play the beetles" --lake ./lake')
 
 
 JOBS: dict[str, type[JobOptions]] = {
@@ -280,41 +307,3 @@ JOBS: dict[str, type[JobOptions]] = {
     "release": ReleaseOptions,
 }
 """The jobs in the order of the data's way."""
-
-
-def add_arguments(parser: argparse.ArgumentParser, options: type, positional: tuple[str, ...] = ()) -> None:
-    """One flag per field of an options dataclass."""
-    for f in fields(options):
-        m = f.metadata
-        if not m:
-            continue
-        kw: dict[str, Any] = {"help": m["help"].replace("%", "%%")}
-        if f.name not in positional:
-            kw["dest"] = f.name
-        if isinstance(f.default, bool):
-            kw |= {"action": "store_true"}
-        else:
-            kw |= {"default": f.default}
-            if m["choices"]:
-                kw["choices"] = m["choices"]
-            if m["kind"]:
-                kw["type"] = m["kind"]
-            if m["metavar"]:
-                kw["metavar"] = m["metavar"]
-            if m["many"]:
-                kw["default"] = []
-                kw["nargs" if f.name == "logs" else "action"] = "+" if f.name == "logs" else "append"
-            elif f.default not in (None, "", ()):
-                kw["help"] += f" (default: {f.default})"
-        if f.name in positional and f.default not in ("", ()):
-            kw["nargs"] = "?"
-        flag = f.name if f.name in positional else "--" + (m["name"] or f.name).replace("_", "-")
-        parser.add_argument(flag, **kw)
-
-
-def from_namespace(options: type, namespace: argparse.Namespace) -> Any:
-    """The options dataclass, filled and validated."""
-    values = {f.name: getattr(namespace, f.name) for f in fields(options) if f.metadata}
-    made = options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    made.validate()
-    return made

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import IO, Any
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import zstandard
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.errors import InputError
 from rewrite import casts
@@ -99,6 +100,8 @@ def find(logs: tuple[str, ...], start: date | None = None, end: date | None = No
 
     Raises InputError when a path names nothing, or every day of a {date} pattern is missing.
     """
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")  # as in engine_options: workers get it with the job, the launcher here
+    FileSystems.set_options(PipelineOptions([f"--s3_endpoint_url={endpoint}"] if endpoint else []))
     found: dict[str, Source] = {}
     notes: list[str] = []
     for spec in logs:
@@ -148,6 +151,17 @@ def _match(spec: str, day: date | None) -> tuple[list[Source], int]:
                 continue
             files.append(Source(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0, day))
     return files, skipped
+
+
+def changed(files: Iterable[Source]) -> list[str]:
+    """Those of the files that are gone, or not what they were when they were found."""
+    was = {f.path: f.stamp for f in files}
+    try:
+        matched = FileSystems.match([glob.escape(p) if "://" not in p else p for p in was])
+    except BeamIOError:
+        return sorted(was)
+    now = {m.path: Source(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0).stamp for r in matched for m in r.metadata_list}
+    return sorted(p for p, stamp in was.items() if now.get(p) != stamp)
 
 
 # what each is
@@ -306,6 +320,19 @@ def _read_json(shard: Shard, rules: Rules, rows: int) -> Iterator[Block]:
                 series.append(casts.from_values(values, as_json=name == "slots").alias(name))
                 lost[name] = series[-1].null_count() - values.count(None)
             yield Block(pl.DataFrame(series), _broken(broken), {k: n for k, n in lost.items() if n > 0})
+
+
+def lines(path: str) -> Iterator[dict[str, Any] | None]:
+    """The objects of a JSON Lines file, plain or compressed; None for a line that is none. Raises InputError on a damaged file."""
+    try:
+        with _open(path) as raw:
+            magic = raw.read(4)
+            raw.seek(0)
+            for number, line in enumerate(_decoded(raw, magic)):
+                if line.strip():
+                    yield _parse(line.removeprefix(_BOM) if number == 0 else line)[0]
+    except (*BROKEN, BeamIOError) as error:
+        raise InputError(f"{path}: damaged: {error}; write it again, or leave it out") from None
 
 
 def _broken(rows: list[tuple[int, str]]) -> pl.DataFrame:

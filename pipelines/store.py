@@ -13,7 +13,9 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,13 +25,22 @@ from typing import Any
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
-from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
 from obstore.store import LocalStore, MemoryStore, from_url
 
-from pipelines.errors import LakeError
+from pipelines.errors import LakeError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing of this was tried
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
-LEASE_SECONDS = 6 * 3600  # a lease of a machine that vanished is free after this
+LEASE_SECONDS = 6 * 3600  # in a local folder, a lease of a machine that vanished is free after this
+RENEW_SECONDS = 60  # in an object store its holder says so often that it lives
+LOST_SECONDS = 15 * RENEW_SECONDS  # and is taken for dead after this silence: longer than any pause of a live one, clocks apart included
+SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")
+"""Stores with conditional writes, by obstore; a file system without them (hdfs, http) cannot keep a lake."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +95,21 @@ class Store:
     """Objects under one root. `root`: a local folder, or a URL of S3 or GCS (`s3://bucket/prefix`)."""
 
     def __init__(self, root: str):
+        root = root.removeprefix("file://")
         self.root = root.rstrip("/") if "://" in root else str(Path(root).expanduser().absolute())
         self.local = "://" not in root
+        self._held: dict[str, tuple[bytes, str]] = {}  # leases: path -> what was written, its version
+        self._lock = threading.Lock()
+        if not self.local and root.split("://")[0] not in SCHEMES:
+            raise UsageError(f"--lake {root}: a lake needs conditional writes; name a local folder, or one of {', '.join(SCHEMES[:-1])}://")
         if self.local:
             Path(self.root).mkdir(parents=True, exist_ok=True)
             self._store: Any = LocalStore(self.root)
         elif root.startswith("memory://"):
             self._store = MemoryStore()
         else:
-            self._store = from_url(self.root)
+            with self._told(""):
+                self._store = from_url(self.root)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.root,)
@@ -103,45 +120,111 @@ class Store:
         """Where a person finds it."""
         return f"{self.root}/{path}" if path else self.root
 
-    def get(self, path: str) -> bytes:
+    @contextlib.contextmanager
+    def _told(self, path: str) -> Iterator[None]:
+        """What a disk or an object store refuses, as an error with the place and the fix; the caller handles what is not there."""
         try:
-            return bytes(obstore.get(self._store, path).bytes())
-        except (NotFoundError, FileNotFoundError):
-            raise FileNotFoundError(self.url(path)) from None
+            yield
+        except (NotFoundError, FileNotFoundError) as error:
+            if "NoSuchBucket" not in str(error):
+                raise
+            raise LakeError(f"{self.url(path)}: there is no such bucket; make it, or name another --lake") from None
+        except (AlreadyExistsError, FileExistsError, PreconditionError):
+            raise
+        except (BaseError, OSError, ValueError) as error:
+            why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:500]
+            if "No space left" in str(error) or "os error 28" in str(error):
+                fix = "make room and run again: what is published stays as it is"
+            elif self.local:
+                fix = "see that this user may write there, and run again"
+            else:
+                fix = "see the credentials, the bucket and the endpoint (AWS_..., GOOGLE_..., AZURE_... of the environment), and run again"
+            raise LakeError(f"{self.url(path)}: {why}; {fix}") from None
+
+    def get(self, path: str) -> bytes:
+        found = self.find_version(path)
+        if found is None:
+            raise FileNotFoundError(self.url(path))
+        return found[0]
 
     def find(self, path: str) -> bytes | None:
         """As `get`, None when there is nothing."""
+        found = self.find_version(path)
+        return found[0] if found else None
+
+    def find_version(self, path: str) -> tuple[bytes, str] | None:
+        """An object and its version, for `put_if`; None when there is nothing."""
         try:
-            return self.get(path)
-        except FileNotFoundError:
+            with self._told(path):
+                found = obstore.get(self._store, path)
+                return bytes(found.bytes()), str(found.meta["e_tag"])
+        except (NotFoundError, FileNotFoundError):
             return None
 
     def exists(self, path: str) -> bool:
         try:
-            obstore.head(self._store, path)
+            with self._told(path):
+                obstore.head(self._store, path)
         except (NotFoundError, FileNotFoundError):
             return False
         return True
 
+    def size(self, path: str) -> int | None:
+        """Bytes of an object, None when there is nothing."""
+        try:
+            with self._told(path):
+                return int(obstore.head(self._store, path)["size"])
+        except (NotFoundError, FileNotFoundError):
+            return None
+
     def put(self, path: str, data: bytes) -> None:
         """Write or replace, whole or not at all."""
-        obstore.put(self._store, path, data)
+        with self._told(path):
+            obstore.put(self._store, path, data)
 
     def put_new(self, path: str, data: bytes) -> bool:
         """Write only if absent; False when something is there."""
+        return self.put_if(path, data, None) is not None
+
+    def put_if(self, path: str, data: bytes, version: str | None) -> str | None:
+        """Write only if the object still has this version (None: only if absent). Returns the new version; None: somebody was faster.
+
+        Object stores decide it (If-None-Match, If-Match); in a local folder a lock on the folder does, among processes of
+        this machine.
+        """
         try:
-            obstore.put(self._store, path, data, mode="create")
-        except (AlreadyExistsError, FileExistsError):
-            return False
-        return True
+            with self._told(path):
+                if version is None:
+                    return str(obstore.put(self._store, path, data, mode="create")["e_tag"])
+                if not self.local:
+                    return str(obstore.put(self._store, path, data, mode={"e_tag": version})["e_tag"])
+                with self._alone():
+                    found = self.find_version(path)
+                    if found is None or found[1] != version:
+                        return None
+                    return str(obstore.put(self._store, path, data)["e_tag"])
+        except (AlreadyExistsError, FileExistsError, PreconditionError, NotFoundError, FileNotFoundError):
+            return None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Among the processes of this machine."""
+        handle = os.open(self.root, os.O_RDONLY)
+        try:
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)  # ... which unlocks it
 
     def list(self, prefix: str = "") -> list[str]:
         """Every object below a folder, sorted."""
-        return sorted(o["path"] for chunk in obstore.list(self._store, prefix or None) for o in chunk)
+        with self._told(prefix):
+            return sorted(o["path"] for chunk in obstore.list(self._store, prefix or None) for o in chunk)
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
-            with contextlib.suppress(NotFoundError, FileNotFoundError):
+            with contextlib.suppress(NotFoundError, FileNotFoundError), self._told(path):
                 obstore.delete(self._store, path)
                 if self.local:
                     self._prune(Path(self.root, path).parent)
@@ -156,7 +239,8 @@ class Store:
             folder = folder.parent
 
     def move(self, source: str, target: str) -> None:
-        obstore.rename(self._store, source, target)
+        with self._told(target):
+            obstore.rename(self._store, source, target)
         if self.local:
             self._prune(Path(self.root, source).parent)
 
@@ -167,12 +251,21 @@ class Store:
         return f"_manifests/{table}/{partition}.json"
 
     def manifest(self, table: str, partition: str) -> Manifest | None:
-        data = self.find(self._manifest_path(table, partition))
-        return Manifest.from_json(data) if data else None
+        path = self._manifest_path(table, partition)
+        data = self.find(path)
+        return self._parsed(path, data) if data is not None else None
+
+    def _parsed(self, path: str, data: bytes) -> Manifest:
+        try:
+            return Manifest.from_json(data)
+        except (ValueError, KeyError, TypeError):
+            raise LakeError(
+                f"{self.url(path)}: {len(data)} bytes that are no manifest; delete it and run again: its table is made anew"
+            ) from None
 
     def manifests(self, table: str) -> dict[str, Manifest]:
         """Partition -> manifest, in the order of the partitions' names."""
-        return {m.partition: m for m in (Manifest.from_json(self.get(p)) for p in self.list(f"_manifests/{table}"))}
+        return {m.partition: m for m in (self._parsed(p, self.get(p)) for p in self.list(f"_manifests/{table}"))}
 
     def attempt(self, attempt: str, table: str, partition: str, data: pa.Table, bucket: int | None = None) -> FileEntry:
         """Write one file of a partition aside; it becomes visible by `publish`."""
@@ -184,9 +277,14 @@ class Store:
         return FileEntry(path, data.num_rows, len(blob), digest, bucket)
 
     def publish(self, attempt: str, manifest: Manifest) -> None:
-        """Make a partition visible: move its new files into place, replace its manifest, delete what it superseded."""
-        before = self.manifest(manifest.table, manifest.partition)
-        old = {f.path for f in before.files} if before else set()
+        """Make a partition visible: move its new files into place, replace its manifest, delete what it superseded.
+
+        The manifest is replaced on condition that it is still the one that was read here and that this process's leases
+        were not taken over: of two runs that publish one partition, the slower fails, and its files are nobody's.
+        """
+        path = self._manifest_path(manifest.table, manifest.partition)
+        before = self.find_version(path)
+        old = {f.path for f in self._parsed(path, before[0]).files} if before else set()
         for f in manifest.files:
             if f.path in old:
                 continue
@@ -195,7 +293,9 @@ class Store:
                 self.move(aside, f.path)
             elif not self.exists(f.path):
                 raise LakeError(f"{self.url(f.path)}: the file to publish is gone; run again")
-        self.put(self._manifest_path(manifest.table, manifest.partition), manifest.to_json())
+        self._still_held()
+        if self.put_if(path, manifest.to_json(), before[1] if before else None) is None:
+            raise LakeError(f"{self.url(path)}: another run published it meanwhile; run again")
         self.sweep(manifest.table, manifest.partition, {f.path for f in manifest.files})
 
     def sweep(self, table: str, partition: str, keep: set[str]) -> None:
@@ -232,24 +332,67 @@ class Store:
 
     @contextlib.contextmanager
     def lease(self, name: str) -> Iterator[None]:
-        """Hold `name` while the block runs. Raises LakeError that says who holds it."""
-        path = f"_leases/{name}.json"
-        mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": int(time.time())}).encode()
-        if not self.put_new(path, mine):
-            held = json.loads(self.find(path) or b"{}")
-            if not _dead(held):
+        """Hold `name` while the block runs. Raises LakeError that says who holds it.
+
+        In an object store the holder renews it; one that fell silent loses it, and can then publish nothing.
+        """
+        path, since = f"_leases/{name}.json", int(time.time())
+        token = secrets.token_hex(8)
+        mine = _held_by_us(since, token)
+        version = self.put_if(path, mine, None)
+        while version is None:
+            found = self.find_version(path)
+            held = json.loads(found[0]) if found else {}
+            if found and not _dead(held, self.local):
                 who = f"process {held.get('pid')} on {held.get('host')}"
                 raise LakeError(f"{self.url('')}: {name} is held by {who}; wait for it, or delete {self.url(path)} if it is gone")
-            self.put(path, mine)
+            version = self.put_if(path, mine, found[1] if found else None)
+        self._held[path] = mine, version
+        done = threading.Event()
+        renewing = threading.Thread(target=self._renew, args=(path, since, token, done), daemon=True)
+        if not self.local and not self.root.startswith("memory://"):
+            renewing.start()
         try:
             yield
         finally:
-            if self.find(path) == mine:
+            done.set()
+            if renewing.is_alive():
+                renewing.join()
+            last = self._held.pop(path)[0]
+            if self.find(path) == last:
                 self.delete([path])
 
+    def is_dead(self, held: dict[str, Any]) -> bool:
+        """Whether what a lease says of its holder means that it is gone."""
+        return _dead(held, self.local)
 
-def _dead(held: dict[str, Any]) -> bool:
-    if time.time() - held.get("since", 0) > LEASE_SECONDS:
+    def _renew(self, path: str, since: int, token: str, done: threading.Event) -> None:
+        while not done.wait(RENEW_SECONDS):
+            data = _held_by_us(since, token)
+            with contextlib.suppress(LakeError), self._lock:  # a store that is away for a while: the next time
+                version = self.put_if(path, data, self._held[path][1])
+                if version is None:
+                    return  # taken over: `_still_held` says so
+                self._held[path] = data, version
+
+    def _still_held(self) -> None:
+        """Raises LakeError when another run took a lease of ours for dead."""
+        if self.local:
+            return  # a live process keeps its leases there
+        with self._lock:
+            lost = [path for path, (data, _) in self._held.items() if self.find(path) != data]
+        if lost:
+            raise LakeError(f"{self.url(lost[0])}: this run was silent for {LOST_SECONDS} s and lost it; nothing was published, run again")
+
+
+def _held_by_us(since: int, token: str) -> bytes:
+    held = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "renewed": int(time.time()), "token": token}
+    return json.dumps(held).encode()
+
+
+def _dead(held: dict[str, Any], local: bool) -> bool:
+    silent = time.time() - max(held.get("since", 0), held.get("renewed", 0))
+    if silent > (LEASE_SECONDS if local else LOST_SECONDS):
         return True
     if held.get("host") != socket.gethostname():
         return False

@@ -200,7 +200,7 @@ class Options:
     careful: bool = False  # release and retire by anytime-valid evidence, see `rewrite.careful`
     false_discovery: float = 0.1  # with `careful`: the share of all that it releases that may be wrong, at any look
     grace: int = 14  # days in which a new assistant version lives on what the one before it proved
-    label: float = 0.7  # least confidence of a label
+    label: float = 0.8  # least confidence of a label: just above it three of four are right, below it fewer
     negatives: int = 2  # per positive pair
     pairs_per_goal: int = 40
 

@@ -24,7 +24,7 @@ import scipy.sparse as sp
 from rewrite import ngrams
 from rewrite.curves import Curve
 
-VERSION = 3
+VERSION = 4
 POOL = "*"
 """In place of a locale or a channel: all of them."""
 
@@ -91,7 +91,8 @@ class Detector:
     `friction_mean`. Without text trees the first guess of `rewrite.asked_again` is the text view, and without pairs all
     three are rules fixed by hand. `gap` maps log seconds to a log likelihood ratio, `related` a cosine to that of
     neighbours against turns of others: where either intent is unknown, where they differ, where they are the same;
-    `unrelated` is the share of neighbours that are no nearer than chance.
+    `unrelated` is the share of neighbours that are no nearer than chance. `close_trees`, whose log odds count from
+    `close_mean`, are the text view of pairs that are aligned.
     """
 
     base: float
@@ -99,6 +100,8 @@ class Detector:
     text_mean: float = 0.0
     friction_trees: str = ""
     friction_mean: float = 0.0
+    close_trees: str = ""
+    close_mean: float = 0.0
     gap: Curve = Curve()
     related: tuple[Curve, Curve, Curve] = (Curve(), Curve(), Curve())
     unrelated: float = 1.0
@@ -126,11 +129,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cause:
-    """What misheard texts look like (`causes`): `trees` (from `signals.LOOKS`) are LightGBM's in text form, believed with
-    weight `trust`; `mean` is the evidence of the average failure."""
+    """What misheard texts look like (`causes`): `trees` (from `signals.LOOKS`) are LightGBM's in text form; `mean` is the
+    evidence of the average failure."""
 
     trees: str = ""
-    trust: float = 0.0
     mean: float = 2.0
 
 
@@ -170,7 +172,7 @@ class Model:
             index["stats"].append({"locale": locale, "texts": s.texts, "turns": s.turns, "reference": list(s.reference)})
         for i, (locale, channel) in enumerate(sorted(self.detectors)):
             d = asdict(self.detectors[locale, channel])
-            for trees in ("text_trees", "friction_trees"):
+            for trees in _DETECTOR_TREES:
                 if text := d.pop(trees):
                     files[f"detector-{i:03d}-{trees.split('_')[0]}.txt"] = text.encode()
             index["detectors"].append({"locale": locale, "channel": channel} | d)
@@ -206,7 +208,7 @@ class Model:
         for i, d in enumerate(index["detectors"]):
             name = d.pop("locale"), d.pop("channel")
             curves = {"gap": _curve(d["gap"]), "related": tuple(map(_curve, d["related"]))}
-            trees = {f"{n}_trees": files.get(f"detector-{i:03d}-{n}.txt", b"").decode() for n in ("text", "friction")}
+            trees = {n: files.get(f"detector-{i:03d}-{n.split('_')[0]}.txt", b"").decode() for n in _DETECTOR_TREES}
             detectors[name] = Detector(**d | curves | trees)
         for i, o in enumerate(index["outcomes"]):
             locale, cells = o.pop("locale"), {n: tuple(o[n]) for n in ("served", "failed")}
@@ -229,6 +231,7 @@ def _curve(kept: Mapping) -> Curve:
     return Curve(tuple(kept["edges"]), tuple(kept["values"]))
 
 
+_DETECTOR_TREES = ("text_trees", "friction_trees", "close_trees")
 _ARRAYS = ("ngram_columns", "ngram_counts", "word_columns", "word_counts", "known", "frequency", "served")
 
 

@@ -21,7 +21,7 @@ _MIX = np.uint64(0xFF51AFD7ED558CCD)
 _NEWLINE, _SPACE = 10, 32
 
 # Scripts written without spaces between words (line breaking classes SA, ID and CJ of Unicode Annex 14, Hangul excepted).
-_UNSPACED = np.array(
+UNSPACED = np.array(
     [
         (0x0E00, 0x0EFF),  # Thai, Lao
         (0x0F00, 0x0FFF),  # Tibetan
@@ -113,8 +113,8 @@ def _codes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _dense(codes: np.ndarray) -> np.ndarray:
-    at = np.searchsorted(_UNSPACED[:, 0], codes, side="right") - 1
-    return (at >= 0) & (codes <= _UNSPACED[np.maximum(at, 0), 1])
+    at = np.searchsorted(UNSPACED[:, 0], codes, side="right") - 1
+    return (at >= 0) & (codes <= UNSPACED[np.maximum(at, 0), 1])
 
 
 def _span_hashes(codes: np.ndarray, first: np.ndarray, end: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = 
     low = causes.low_confidence(turns, _by_locale(turns), model)
     said = seen["users"].to_numpy() > 0
     learn = {POOL: row[said]} | {locale: row[rows[said[rows]]] for locale, rows in parts.items() if locale in outcomes}
-    return replace(model, causes=causes.fit(scored, heard, low, sigmoid(-(own + more)), learn, seed))
+    return replace(model, causes=causes.fit(turns["key"], scored, heard, low, sigmoid(-(own + more)), learn, seed))
 
 
 def _fit_part(

@@ -1,6 +1,6 @@
 """What every test runs in, and what a test may need that is not everywhere.
 
-A need is a marker (`eval`, `prism`, `browser`, `dag`). A test whose need is not there skips with the reason. Where
+A need is a marker (`eval`, `prism`, `spark`, `browser`, `dag`). A test whose need is not there skips with the reason. Where
 SAYAGAIN_REQUIRE is set (`SAYAGAIN_REQUIRE=dag,browser`: CI names what it has), a skip of a test with a need that it
 names is a failure, and so is one of a test that names no need.
 """
@@ -16,9 +16,9 @@ import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDS = {"eval_data": "eval", "prism": "prism", "chromium": "browser", "airflow_home": "dag"}  # fixture -> marker
+NEEDS = {"eval_data": "eval", "prism": "prism", "spark_jar": "spark", "chromium": "browser", "airflow_home": "dag"}  # fixture -> marker
 SLOW = 20.0  # seconds; a test beyond it should have one of these markers, so that `make check` stays short
-NOT_IN_CHECK = {"slow", "soak", "e2e", "dag", "browser", "prism"}
+NOT_IN_CHECK = {"slow", "soak", "e2e", "dag", "browser", "prism", "spark"}
 
 # Before any heavy import. Workers of pytest-xdist share the cores: one thread each, two without them.
 _THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
@@ -92,6 +92,15 @@ def prism() -> str:
     if not path.exists():
         pytest.skip(f"no Prism at {path}; SAYAGAIN_PRISM may name another path")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def spark_jar() -> str:
+    """Beam's Spark 3 job server, from Maven Central, and Java."""
+    path = os.environ.get("BEAM_SPARK_JOB_SERVER_JAR", "")
+    if not path:
+        pytest.skip("BEAM_SPARK_JOB_SERVER_JAR is not set: it names org.apache.beam:beam-runners-spark-3-job-server of Maven Central")
+    return path
 
 
 @pytest.fixture(scope="session")

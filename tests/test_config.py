@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines import config
+from pipelines import config, flags
 from pipelines.errors import UsageError
 
 
@@ -47,7 +47,7 @@ def test_every_option_of_every_job_can_be_given():
     from pipelines import options as o
 
     parser = argparse.ArgumentParser()
-    o.add_arguments(parser, o.MineOptions)
+    flags.add_arguments(parser, o.MineOptions)
     argv = [
         "--logs",
         "a",
@@ -63,11 +63,11 @@ def test_every_option_of_every_job_can_be_given():
         "--window",
         "all",
     ]
-    made = o.from_namespace(o.MineOptions, parser.parse_args(argv))
+    made = flags.from_namespace(o.MineOptions, parser.parse_args(argv))
     assert made.logs == ("a", "b")
     assert made.beam == ("--x=1", "--y")
     assert (str(made.start), str(made.end), made.window) == ("2026-01-01", "2026-01-02", "all")
-    again = o.from_namespace(o.MineOptions, parser.parse_args(["--logs", "c", "--lake", "l"]))
+    again = flags.from_namespace(o.MineOptions, parser.parse_args(["--logs", "c", "--lake", "l"]))
     assert (again.logs, again.beam) == (("c",), ())
 
 

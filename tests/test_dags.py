@@ -22,7 +22,7 @@ pytestmark = pytest.mark.dag
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "dags").glob("*.py"))
-NAMES = ["consume_release", "mine_feedback", "release_feedback"]
+NAMES = ["housekeeping", "mine_feedback", "release_feedback", "retrain"]
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +87,29 @@ def test_parse_where_only_airflow_is_installed(airflow_home):
 
 
 def test_files_share_one_way_to_run_a_job():
-    """Each file is self-contained, so the two functions stand in all three: word for word."""
-    forms = {re.search(r"def setting.*?return summary\n", f.read_text(), re.S).group() for f in FILES}
+    """Each file is self-contained, so these functions stand in all four: word for word."""
+    forms = {re.search(r"def setting.*?^ENGINE_JOBS", f.read_text(), re.S | re.M).group() for f in FILES}
     assert len(forms) == 1
 
 
 def test_structure(dags):
     edges = {name: {(t.task_id, down) for t in d.tasks for down in t.downstream_task_ids} for name, d in dags.items()}
-    assert edges["mine_feedback"] == {("ingest", "fit"), ("fit", "detect")}
-    assert {("embed", "link"), ("link", "aggregate"), ("aggregate", "release"), ("embed", "release")} <= edges["release_feedback"]
-    assert [t.task_id for t in dags["consume_release"].tasks] == ["verify"]
-    assert dags["release_feedback"].max_active_runs == 1
+    assert edges["mine_feedback"] >= {
+        ("day.complete", "day.ingest"),
+        ("day.ingest", "day.fit"),
+        ("day.fit", "day.detect"),
+    }
+    chain = {("one.embed", "one.link"), ("one.link", "one.aggregate"), ("one.aggregate", "one.release"), ("one.embed", "one.release")}
+    assert edges["release_feedback"] >= chain
+    assert ("one.verify", "one.train") in edges["retrain"]
+    assert edges["housekeeping"] >= {("one.forget", "one.retention"), ("one.retention", "one.doctor")}
+    for name in ("release_feedback", "retrain", "housekeeping"):
+        assert dags[name].max_active_runs == 1
     for d in dags.values():
-        assert not d.catchup
+        assert not d.catchup and d.dagrun_timeout
         for t in d.tasks:
-            assert t.retries >= 2 and t.execution_timeout, t.task_id
+            assert t.retries >= 2 and t.execution_timeout and t.on_failure_callback, t.task_id
+            assert t.pool == ("default_pool" if t.task_id in ("assistants", "told", "day.complete") else "sayagain"), t.task_id
 
 
 def test_schedules(dags):
@@ -110,8 +118,8 @@ def test_schedules(dags):
     assert (daily.expression, daily.run_offset, daily.key_format) == ("0 0 * * *", -1, "%Y-%m-%d")
     # An asset of a partitioned DAG would never wake the consumer.
     assert "Partition" not in type(dags["release_feedback"].timetable).__name__
-    assert [o.name for o in dags["release_feedback"].get_task("release").outlets] == ["retraining_queue"]
-    assert [a.name for a in dags["consume_release"].timetable.asset_condition.objects] == ["retraining_queue"]
+    assert [o.name for o in dags["release_feedback"].get_task("one.release").outlets] == ["retraining_queue"]
+    assert [a.name for a in dags["retrain"].timetable.asset_condition.objects] == ["retraining_queue"]
 
 
 # tasks, with a stand-in for `python -m pipelines`
@@ -130,39 +138,111 @@ def job(tmp_path, monkeypatch):
         return calls
 
     monkeypatch.setenv("SAYAGAIN_LAKE", str(tmp_path / "lake"))
-    monkeypatch.delenv("SAYAGAIN_CONFIG", raising=False)
+    for name in ("CONFIG", "ASSISTANTS", "NOTIFY", "READY", "ENGINE", "KEY_CONN", "TRAINER", "MODELS"):
+        monkeypatch.delenv(f"SAYAGAIN_{name}", raising=False)
+    monkeypatch.setenv("SAYAGAIN_TEST", "/test.parquet")
     monkeypatch.setenv("SAYAGAIN_LOGS", "/logs/{date}.parquet")
     return stand_in
 
 
+class Events(dict):
+    """Stands in for Airflow's accessor of outlet events."""
+
+    def __missing__(self, asset):
+        self[asset] = SimpleNamespace(extra=None)
+        return self[asset]
+
+
 def call(dag: Any, task: str, *arguments: Any, **context: Any) -> Any:
-    return dag.get_task(task).python_callable(*arguments, **context)
+    wanted = dag.get_task(task)
+    if wanted.outlets:
+        context.setdefault("outlet_events", Events())
+    return wanted.python_callable(*arguments, **context)
 
 
 def test_the_day_is_the_partition_and_a_parameter_overrides_it(dags, job, tmp_path):
     calls = job("""echo working >&2; echo '{"turns": 3}'""")
-    assert call(dags["mine_feedback"], "ingest", {}, SimpleNamespace(partition_key="2026-01-31")) == {"turns": 3}
-    call(dags["mine_feedback"], "detect", {"date": "2026-02-01", "lake": "s3://b/l", "config": "c.toml"}, None)
-    call(dags["mine_feedback"], "fit", {})
+    mine = dags["mine_feedback"]
+    (of,) = call(mine, "assistants", {"lake": None}, SimpleNamespace(partition_key="2026-01-31"))
+    assert of["date"] == "2026-01-31"
+    assert call(mine, "day.ingest", of) == {"turns": 3}
+    (other,) = call(mine, "assistants", {"date": "2026-02-01", "lake": "s3://b/l", "config": "c.toml"}, None)
+    call(mine, "day.detect", other | {"engine": "--runner prism"})
+    call(mine, "day.fit", of)
     assert calls.read_text().splitlines() == [
         f"-m pipelines ingest --logs=/logs/{{date}}.parquet --from=2026-01-31 --to=2026-01-31 --lake={tmp_path}/lake --json",
-        "-m pipelines detect --from=2026-02-01 --to=2026-02-01 --lake=s3://b/l --json --config=c.toml",
+        "-m pipelines detect --from=2026-02-01 --to=2026-02-01 --lake=s3://b/l --json --config=c.toml --runner prism",
         f"-m pipelines fit --if-missing --lake={tmp_path}/lake --json",
     ]
+
+
+def test_several_assistants_come_from_one_file(modules, dags, job, tmp_path, monkeypatch):
+    calls = job("echo '{}'")
+    (tmp_path / "all.json").write_text(json.dumps({"car": {"lake": "/car", "logs": "/c/{date}"}, "home": {"lake": "/home"}}))
+    monkeypatch.setenv("SAYAGAIN_ASSISTANTS", str(tmp_path / "all.json"))
+    found = call(dags["release_feedback"], "assistants", {"lake": None, "assistant": None})
+    assert [(of["assistant"], of["lake"]) for of in found] == [("car", "/car"), ("home", "/home")]
+    for of in found:
+        call(dags["mine_feedback"], "day.ingest", of | {"date": "2026-01-31"})
+    assert [line.split()[3] for line in calls.read_text().splitlines()] == ["--logs=/c/{date}", "--logs=/logs/{date}.parquet"]
+    assert [of["lake"] for of in modules["retrain"].chosen({"assistant": "home"})] == ["/home"]
+    with pytest.raises(modules["retrain"].AirflowFailException, match="no assistant 'boat'; it has car, home"):
+        modules["retrain"].chosen({"assistant": "boat"})
+
+
+def test_a_day_is_complete_when_its_marker_is_there(dags, job, tmp_path):
+    job("exit 0")
+    of = {"date": "2026-01-31", "ready": f"file://{tmp_path}/{{date}}/_SUCCESS"}
+    assert call(dags["mine_feedback"], "day.complete", {"date": "2026-01-31"})  # no marker was agreed on
+    assert not call(dags["mine_feedback"], "day.complete", of)
+    (tmp_path / "2026-01-31").mkdir()
+    (tmp_path / "2026-01-31" / "_SUCCESS").touch()
+    assert call(dags["mine_feedback"], "day.complete", of)
+
+
+def test_events_of_assets_say_what_a_job_did(dags, job, modules):
+    job("""echo '{"rows": 9, "turns": 7, "rejects": 2, "seconds": 1.5, "peak_mib": 300, "reasons": {"no_user": 2}, "notes": ["x"]}'""")
+    events = Events()
+    call(dags["mine_feedback"], "day.ingest", {"date": "2026-01-31", "assistant": "car"}, outlet_events=events)
+    assert events[modules["mine_feedback"].TURNS].extra == {
+        "date": "2026-01-31",
+        "assistant": "car",
+        "skipped": "",
+        **{"rows": 9, "turns": 7, "rejects": 2, "seconds": 1.5, "peak_mib": 300},
+    }
+
+
+def test_secrets_come_from_connections_and_are_never_arguments(dags, job, modules, monkeypatch, tmp_path):
+    calls = job(f'echo "$SAYAGAIN_USER_KEY" > {tmp_path}/key')
+    asked = []
+    connection = SimpleNamespace(get=lambda name: asked.append(name) or SimpleNamespace(password="abcd"))
+    monkeypatch.setattr(modules["mine_feedback"], "Connection", connection)
+    modules["mine_feedback"].run_job("fit", {"key_conn": "lake_key"})
+    assert asked == ["lake_key"] and (tmp_path / "key").read_text().strip() == "abcd" and "abcd" not in calls.read_text()
+
+
+def test_a_failed_task_is_told_to_whoever_should_know(modules, tmp_path, monkeypatch, capsys):
+    told = tmp_path / "told.sh"
+    told.write_text(f"#!/bin/sh\ncat > {tmp_path}/told\n")
+    told.chmod(0o755)
+    monkeypatch.setenv("SAYAGAIN_NOTIFY", str(told))
+    ti = SimpleNamespace(dag_id="release_feedback", task_id="release", run_id="r", try_number=1)
+    modules["release_feedback"].notify({"ti": ti, "exception": RuntimeError("labels.users expect >= 3: 2 of 9 rows")})
+    assert json.loads((tmp_path / "told").read_text())["message"] == "labels.users expect >= 3: 2 of 9 rows"
 
 
 @pytest.mark.parametrize(("params", "key", "word"), [({}, None, "no partition"), ({"date": "31.1.2026"}, None, "is not a date")])
 def test_a_run_without_a_day_fails_for_good(dags, job, modules, params, key, word):
     job("exit 0")
     with pytest.raises(modules["mine_feedback"].AirflowFailException, match=word):
-        call(dags["mine_feedback"], "detect", params, SimpleNamespace(partition_key=key))
+        call(dags["mine_feedback"], "assistants", params, SimpleNamespace(partition_key=key))
 
 
 def test_a_missing_setting_is_named(dags, job, modules, monkeypatch):
     job("exit 0")
     monkeypatch.delenv("SAYAGAIN_LAKE")
     with pytest.raises(modules["mine_feedback"].AirflowFailException, match="set SAYAGAIN_LAKE"):
-        call(dags["mine_feedback"], "fit", {})
+        call(dags["mine_feedback"], "day.fit", {})
 
 
 @pytest.mark.parametrize(("code", "for_good"), [(1, False), (2, True), (3, True), (137, False)])
@@ -200,16 +280,15 @@ def test_a_stopped_task_stops_its_job(modules, job, tmp_path, monkeypatch):
 
 def release(dags, modules, try_number=1) -> dict[str, str]:
     """What the release task says to the queue."""
-    asset = modules["release_feedback"].RETRAINING_QUEUE
-    events = {asset: SimpleNamespace(extra=None)}
-    ti = SimpleNamespace(try_number=try_number)
-    call(dags["release_feedback"], "release", {"as_of": "2026-01-31"}, params={}, ti=ti, outlet_events=events)
-    return events[asset].extra
+    events, ti = Events(), SimpleNamespace(try_number=try_number)
+    call(dags["release_feedback"], "one.release", {"assistant": "car"}, {"as_of": "2026-01-31"}, ti=ti, outlet_events=events)
+    extra = events[modules["release_feedback"].RETRAINING_QUEUE].extra
+    return {k: extra[k] for k in ("assistant", "release_id", "manifest_sha256")}
 
 
 def test_a_release_is_announced(dags, modules, job):
     calls = job("""echo '{"status": "released", "release_id": "r1", "manifest_sha256": "ab", "rows": {}}'""")
-    assert release(dags, modules) == {"release_id": "r1", "manifest_sha256": "ab"}
+    assert release(dags, modules) == {"assistant": "car", "release_id": "r1", "manifest_sha256": "ab"}
     assert "--as-of=2026-01-31" in calls.read_text()
 
 
@@ -218,7 +297,7 @@ def test_a_release_is_announced_though_the_first_try_died_after_it(dags, modules
         if [ "$3" = verify ]; then echo '{"release_id": "r1", "manifest_sha256": "ab", "rows": {}}'
         else echo '{"status": "nothing_new", "skipped": "r1 was released", "release_id": "r1"}'; fi
     """)
-    assert release(dags, modules, try_number=2) == {"release_id": "r1", "manifest_sha256": "ab"}
+    assert release(dags, modules, try_number=2) == {"assistant": "car", "release_id": "r1", "manifest_sha256": "ab"}
     with pytest.raises(modules["release_feedback"].AirflowSkipException):
         release(dags, modules)
 
@@ -230,21 +309,73 @@ def test_nothing_new_is_not_announced(dags, modules, job):
             release(dags, modules, try_number)
 
 
-def test_the_consumer_takes_every_event_and_trusts_none(dags, job, modules):
+def told(dags, modules, *events, params=None):
+    asset = modules["retrain"].RETRAINING_QUEUE
+    return call(dags["retrain"], "told", params or {}, triggering_asset_events={asset: list(events)}, inlet_events={asset: []})
+
+
+def test_retrain_takes_every_event_and_trusts_none(dags, job, modules):
     calls = job("""echo '{"release_id": "r1", "manifest_sha256": "ab", "rows": {"labels": 1234}}'""")
     event = lambda sha: SimpleNamespace(extra={"release_id": "r1", "manifest_sha256": sha})  # noqa: E731
-    consumer = dags["consume_release"]
-    asset = modules["consume_release"].RETRAINING_QUEUE
-    call(consumer, "verify", {}, triggering_asset_events={asset: [event("ab"), event("ab")]}, inlet_events={asset: []})
+    (of,) = told(dags, modules, event("ab"), event("ab"))
+    assert call(dags["retrain"], "one.verify", of) == ["r1", "r1"]
     assert len(calls.read_text().splitlines()) == 2
-    with pytest.raises(modules["consume_release"].AirflowFailException, match="do not train on it"):
-        call(consumer, "verify", {}, triggering_asset_events={asset: [event("cd")]}, inlet_events={asset: []})
-    with pytest.raises(modules["consume_release"].AirflowFailException, match="no event"):
-        call(consumer, "verify", {}, triggering_asset_events={}, inlet_events={asset: []})
+    (of,) = told(dags, modules, event("cd"))
+    with pytest.raises(modules["retrain"].AirflowFailException, match="do not train on it"):
+        call(dags["retrain"], "one.verify", of)
+    with pytest.raises(modules["retrain"].AirflowFailException, match="no event"):
+        told(dags, modules)
+
+
+def test_retrain_trains_under_a_version_of_its_run_and_reports_the_figure(dags, job, modules):
+    calls = job("""echo '{"status": "trained", "release_id": "r1", "accuracy": 0.75}'""")
+    run = SimpleNamespace(run_id="asset_triggered__2026-02-01T03:10:00+00:00_x")
+    events = Events()
+    summary = call(dags["retrain"], "one.train", {"assistant": "car", "models": "/m"}, ["r1"], dag_run=run, outlet_events=events)
+    assert summary["accuracy"] == events[modules["retrain"].TRAINED].extra["accuracy"] == 0.75
+    version = "car-r1-2026-02-01T03:10:00"
+    assert f"-m pipelines.examples.trainer --test=/test.parquet --assistant-version={version} --out=/m/{version}" in calls.read_text()
+
+
+def test_what_is_given_back_fails_for_good_and_nothing_to_do_is_skipped(dags, job, modules):
+    run = SimpleNamespace(run_id="manual__1")
+    job("""echo 'no better than the most frequent intent: given back'; echo '{"status": "given back"}'; exit 3""")
+    with pytest.raises(modules["retrain"].AirflowFailException, match="given back"):
+        call(dags["retrain"], "one.train", {"assistant": "car"}, ["r1"], dag_run=run)
+    job("""echo '{"status": "nothing"}'""")
+    with pytest.raises(modules["retrain"].AirflowSkipException, match="nothing to train on"):
+        call(dags["retrain"], "one.train", {"assistant": "car"}, ["r1"], dag_run=run)
+
+
+def test_housekeeping_forgets_collects_and_asks_the_doctor(dags, job, modules):
+    calls = job("echo '{}'")
+    house = dags["housekeeping"]
+    call(house, "one.forget", {"forget": "/asked.txt"})
+    call(house, "one.retention", {"keep": "400d"})
+    call(house, "one.doctor", {})
+    made = [" ".join(line.split()[2:]) for line in calls.read_text().splitlines()]
+    assert [m.split(" --lake=")[0] for m in made] == ["forget --file=/asked.txt", "gc --older-than=400d", "doctor"]
+    for task in ("one.forget", "one.retention"):
+        with pytest.raises(modules["housekeeping"].AirflowSkipException):
+            call(house, task, {})
 
 
 # the whole, in process and offline
 
+
+# Training itself takes a minute, and has tests of its own: this claims and acknowledges.
+TRAINER = """
+import argparse, json
+from pipelines.client import Client
+p = argparse.ArgumentParser()
+for name in ("lake", "test", "assistant-version"):
+    p.add_argument("--" + name, required=True)
+p.add_argument("--json", action="store_true")
+o = p.parse_args()
+with Client(o.lake) as client, client.claim(lease="1h", key=o.assistant_version) as job:
+    job.ack(o.assistant_version)
+    print(json.dumps({"status": "trained", "release_id": job.release_id, "accuracy": 0.5}))
+"""
 
 DRIVER = """
 import json, sys
@@ -262,7 +393,7 @@ for command in json.loads(sys.argv[1]):
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_runs_on_a_sample_log(airflow_home, tmp_path, monkeypatch):
-    """Two days, the later first; a release; its consumer; and a second time nothing new."""
+    """Two days, the later first; a release; its training; a second time nothing new; housekeeping."""
 
     def run(*command: str) -> str:
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False)
@@ -282,7 +413,15 @@ def test_runs_on_a_sample_log(airflow_home, tmp_path, monkeypatch):
     run("-m", "pipelines", "simulate", f"--out={tmp_path}/world", "--by-day", "--no-truth", "--quiet", *size)
 
     airflow(["db", "migrate"], ["dags", "reserialize"], day("2026-01-02"), day("2026-01-01"))
-    out = airflow([*test, "release_feedback"], [*test, "consume_release"], [*test, "release_feedback"])
+    run("-c", "import polars as p; p.DataFrame({'utterance': ['a'], 'intent': ['b']}).write_parquet('" + str(tmp_path / "t.parquet") + "')")
+    monkeypatch.setenv("SAYAGAIN_TEST", str(tmp_path / "t.parquet"))
+    monkeypatch.setenv("SAYAGAIN_TRAINER", "stand_in_trainer")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "stand_in_trainer.py").write_text(TRAINER)
+    out = airflow([*test, "release_feedback"], [*test, "retrain"], [*test, "release_feedback"], [*test, "housekeeping"])
     release_id = (tmp_path / "lake" / "releases" / "LATEST").read_text().strip()
     assert re.search(rf"{release_id}\s+labels\s+[\d,]+ rows", out), out[-8000:]
     assert "no release: nothing_new" in out
+    assert f'"release_id": "{release_id}", "accuracy": 0.5' in out and '"healthy": true' in out
+    listed = json.loads(run("-m", "pipelines", "queue", "list", f"--lake={tmp_path}/lake", "--json"))
+    assert [(m["release_id"], m["state"]) for m in listed] == [(release_id, "acked")]

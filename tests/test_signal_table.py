@@ -162,7 +162,9 @@ def test_a_refit_says_how_far_it_moves():
     same = drift.compare(turns, model, model)
     assert (same["flipped"], same["moved"], same["psi"], same["outcomes_flipped"], same["worth"]) == (0, 0, 0, 0, False)
     assert "not worth it" in same["verdict"] and same["bases"]["*/*"][0] == same["bases"]["*/*"][1]
-    detectors = {n: replace(d, text_trees="", friction_trees="", pairs=0) for n, d in model.detectors.items()}  # rules by hand
+    detectors = {
+        n: replace(d, text_trees="", friction_trees="", close_trees="", pairs=0) for n, d in model.detectors.items()
+    }  # rules by hand
     far = drift.compare(turns, model, replace(model, detectors=detectors))
     assert far["worth"] and far["flipped"] > drift.FLIPS and far["moved"] > 0 and far["psi"] > 0 and "A refit is worth it" in far["verdict"]
     assert drift.compare(turns.reverse(), model, replace(model, detectors=detectors)) == far

@@ -19,12 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from faults import CONFIG
 from running import DIED, ROOT, contents, difference, run, run_dying, simulate
 
 pytestmark = pytest.mark.soak
 
 TURNS = int(os.environ.get("SAYAGAIN_SOAK_TURNS", "5000000"))
-KILLS = int(os.environ.get("SAYAGAIN_SOAK_KILLS", "20"))
+KILLS = int(os.environ.get("SAYAGAIN_SOAK_KILLS", "100"))
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = """# Long runs
 
@@ -45,8 +46,9 @@ def record(test: str, result: str) -> None:
 
 def test_many_kills(tmp_path):
     """Deaths at random changes of the lake and SIGKILLs at random moments, half and half; the result is that of a calm run."""
-    log = simulate(tmp_path / "world", 8_000, 3)
-    mine = ["mine", f"--logs={log}", "--quiet"]
+    log, config = simulate(tmp_path / "world", 4_000, 3), tmp_path / "c.toml"
+    config.write_text(CONFIG)
+    mine = ["mine", f"--logs={log}", f"--config={config}", "--quiet"]
     start = time.monotonic()
     _, changes = run_dying(0, *mine, f"--lake={tmp_path}/calm")
     calm, seconds = contents(tmp_path / "calm"), time.monotonic() - start

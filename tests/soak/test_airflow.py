@@ -1,0 +1,150 @@
+"""Airflow's own scheduler (standalone, SQLite): a backfill, a release, its training woken by the asset, housekeeping.
+
+Needs 5.5 GB of memory and some minutes. The lake of the backfill is that of a run day by day.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import contents, difference, run, simulate
+from test_dags import TRAINER
+from test_soak import record
+
+pytest.importorskip("airflow.sdk", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
+pytestmark = [pytest.mark.soak, pytest.mark.dag]
+
+ROOT = Path(__file__).resolve().parents[2]
+AIRFLOW = Path(sys.executable).with_name("airflow")
+READY = 300  # seconds: 30 on an idle machine
+DONE = 1800
+DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
+
+
+class Scheduler:
+    """A standalone Airflow, its state read from its database."""
+
+    def __init__(self, home: Path, env: dict[str, str]):
+        self.home, self.env = home, env
+        self.log = home / "standalone.log"
+        with self.log.open("w") as out:
+            command = [AIRFLOW, "standalone"]
+            self.process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
+
+    def command(self, *words: str) -> str:
+        done = subprocess.run([AIRFLOW, *words], env=self.env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+    def ask(self, sql: str) -> list[tuple]:
+        try:
+            with sqlite3.connect(f"file:{self.home}/airflow.db?mode=ro", uri=True, timeout=30) as db:
+                return db.execute(sql).fetchall()
+        except sqlite3.OperationalError:
+            return []
+
+    def wait(self, what: str, sql: str, wanted: int, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while len(self.ask(sql)) < wanted:
+            failed = self.ask("SELECT dag_id, run_id, task_id, map_index FROM task_instance WHERE state = 'failed'")
+            assert not failed, f"{what}: {failed}; logs in {self.home}/logs"
+            assert self.process.poll() is None and time.monotonic() < deadline, f"{what}: {self.log.read_text()[-3000:]}"
+            time.sleep(3)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def _port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def succeeded(dag: str) -> str:
+    return f"SELECT run_id FROM dag_run WHERE dag_id = '{dag}' AND state = 'success'"
+
+
+def test_the_real_scheduler(tmp_path):
+    log = simulate(tmp_path / "world", 6_000, 3)
+    for day in DAYS:
+        (log / f"{day}._SUCCESS").touch()
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "stand_in_trainer.py").write_text(TRAINER)
+    config = tmp_path / "c.toml"
+    config.write_text('[embedding]\nmodel = "ngrams"\n')
+    port = _port()
+    env = os.environ | {
+        "PATH": f"{AIRFLOW.parent}:{os.environ['PATH']}",
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__PARALLELISM": "2",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://localhost:{port}/execution/",
+        "AIRFLOW__API__BASE_URL": f"http://localhost:{port}",
+        "SAYAGAIN_LOGS": f"{log}/{{date}}.parquet",
+        "SAYAGAIN_READY": f"file://{log}/{{date}}._SUCCESS",
+        "SAYAGAIN_LAKE": str(tmp_path / "lake"),
+        "SAYAGAIN_CONFIG": str(config),
+        "SAYAGAIN_TEST": "unused",
+        "SAYAGAIN_TRAINER": "stand_in_trainer",
+        "PYTHONPATH": f"{ROOT}:{tmp_path}",
+    }
+    start = time.monotonic()
+    scheduler = Scheduler(home, env)
+    try:
+        scheduler.wait(
+            "the four DAGs",
+            "SELECT dag_id FROM dag WHERE dag_id IN ('housekeeping', 'mine_feedback', 'release_feedback', 'retrain')",
+            4,
+            READY,
+        )
+        ready = time.monotonic() - start
+        scheduler.command("pools", "set", "sayagain", "2", "jobs of the lake")
+        for dag in ("mine_feedback", "release_feedback", "retrain", "housekeeping"):
+            scheduler.command("dags", "unpause", dag)
+        scheduler.command("backfill", "create", "--dag-id", "mine_feedback", "--from-date", DAYS[0], "--to-date", DAYS[-1])
+        wanted = f"{succeeded('mine_feedback')} AND run_type = 'backfill'"
+        scheduler.wait("the backfill", wanted, len(DAYS), DONE)
+        scheduler.command("dags", "trigger", "release_feedback")
+        scheduler.wait("the release", succeeded("release_feedback"), 1, DONE)
+        scheduler.wait("its training, woken by the asset", succeeded("retrain"), 1, DONE)
+        scheduler.command("dags", "trigger", "housekeeping")
+        scheduler.wait("housekeeping", succeeded("housekeeping"), 1, DONE)
+        events = scheduler.ask("SELECT a.name, e.extra FROM asset_event e JOIN asset a ON a.id = e.asset_id")
+    finally:
+        scheduler.stop()
+    told = {name: json.loads(extra) for name, extra in events}
+    assert {"sayagain_turns", "sayagain_votes", "sayagain_candidates", "retraining_queue", "sayagain_model_trained"} <= told.keys()
+    assert told["sayagain_turns"]["turns"] > 1_000 and told["sayagain_turns"]["seconds"] > 0
+
+    for day in DAYS:
+        for job in ("ingest", "fit", "detect"):
+            more = [f"--logs={log}/{{date}}.parquet"] if job == "ingest" else []
+            span = ["--if-missing"] if job == "fit" else [f"--from={day}", f"--to={day}"]
+            run(job, f"--lake={tmp_path}/by_day", *more, *span, "--quiet")
+    daily = ("turns/", "rejects/")  # the model is that of whichever day came first
+    ours, theirs = ({n: h for n, h in contents(tmp_path / name).items() if n.startswith(daily)} for name in ("lake", "by_day"))
+    assert len(theirs) > 10 and not difference(ours, theirs)
+    listed = json.loads(run("queue", "list", f"--lake={tmp_path}/lake", "--json").stdout)
+    assert [m["state"] for m in listed] == ["acked"]
+    seconds = time.monotonic() - start
+    record(
+        "Airflow's scheduler",
+        f"ready in {ready:.0f} s; backfill of {len(DAYS)} days, release, training by asset, housekeeping: {seconds:.0f} s in all",
+    )

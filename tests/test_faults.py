@@ -1,0 +1,70 @@
+"""What goes wrong in a run leaves the last release untouched and a clear error; the same command heals it, byte for byte.
+
+The short form; `make soak` does it at a hundred random moments (tests/soak/test_faults_soak.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import polars as pl
+import pytest
+from faults import World, full_disk, log_changes, tables, worker_raises
+from running import contents, difference
+
+from pipelines.cli import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return World(tmp_path_factory.mktemp("faults"))
+
+
+def test_a_full_disk_and_a_worker_that_raises_are_healed_by_the_same_command(world, capsys):
+    lake = world.lake()
+    with full_disk(world.changes // 3):
+        assert world.mine(lake) == 1
+    told = capsys.readouterr().err
+    assert "No space left on device" in told and "make room and run again" in told and "Traceback" not in told
+    with worker_raises("pipelines.aggregate.Decide", 1), pytest.raises(Exception, match="planted"):
+        world.mine(lake)
+    assert not (lake / "releases" / "LATEST").exists()
+    with full_disk(2):
+        assert world.mine(lake) == 1
+    world.heals(lake)
+
+
+def test_a_log_that_changes_while_it_is_read_publishes_nothing(world, tmp_path, capsys):
+    log, lake = tmp_path / "log", world.lake()
+    shutil.copytree(world.log, log)
+    file = sorted(log.iterdir())[0]
+    whole = pl.read_parquet(file)
+    whole.head(10).write_parquet(file)
+    with log_changes(file, whole):
+        assert world.mine(lake, log) == 1
+    assert f"{file}: changed while it was read" in capsys.readouterr().err
+    assert not (lake / "_manifests").exists()
+    assert world.mine(lake, log) == 0
+    assert tables(lake, "votes") == tables(world.folder / "calm", "votes")
+
+
+def test_a_day_that_comes_late_and_twice_gives_the_same_daily_tables(world, tmp_path):
+    log, lake = tmp_path / "log", world.lake()
+    log.mkdir()
+    first, second = sorted(world.log.iterdir())
+    shutil.copy(second, log)
+    config = f"--config={world.folder}/c.toml"
+    assert main(["ingest", f"--logs={log}", f"--lake={lake}", config, "--quiet"]) == 0
+    shutil.copy(first, log)
+    shutil.copy(first, log / "again.parquet")
+    assert main(["ingest", f"--logs={log}", f"--lake={lake}", config, "--quiet"]) == 0
+    # of duplicates one stays, and says where it came from
+    assert tables(lake, "turns", "input") == tables(world.folder / "calm", "turns", "input")
+
+
+def test_one_undisturbed_run_again_changes_nothing(world):
+    lake = world.folder / "calm"
+    assert world.mine(lake) == 0
+    assert not difference(world.calm, contents(lake))
