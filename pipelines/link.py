@@ -134,6 +134,17 @@ class Link(beam.PTransform):
         return inputs | "build goals" >> beam.ParDo(self._build, beam.pvalue.AsList(found))
 
 
+def steps(context: Context, attempt: str, as_of: date, have: embed.Current, last: Manifest | None, buckets: int) -> Link:
+    """The transform of one run of the job, over so many buckets of votes."""
+    c, store = context.config, context.store
+    return Link(
+        window.GatherEvidence(store, window.rules(context), buckets),
+        Inputs(c.privacy.k, buckets, c.privacy.burst, c.privacy.scarce),
+        cells.NearNeighbours(store, attempt, have, cells.Plan(NEIGHBOURS, c.run.seed, nb.EXACT, nb.PER_CELL)),
+        BuildGoals(store, attempt, as_of, have, last, c.run.seed),
+    )
+
+
 def predecessor(store: Store, table: str, as_of: date) -> Manifest | None:
     """The newest partition of an as-of table before the date."""
     earlier = [m for p, m in store.manifests(table).items() if p < f"as_of={as_of}"]
@@ -166,16 +177,10 @@ def run(context: Context, report: Any) -> None:
             f"no text was embedded by {context.config.embedding.model}; run `sayagain embed --lake {context.options.lake}` first"
         )
     attempt = f"{context.attempt}/link"
-    c, last = context.config, predecessor(context.store, "goals", as_of)
+    last = predecessor(context.store, "goals", as_of)
     with context.store.lease("as_of"):
         work = shards.by_bucket(window.manifests(context, as_of))
-        gather = window.GatherEvidence(context.store, window.rules(context), len(work))
-        transform = Link(
-            gather,
-            Inputs(c.privacy.k, len(work), c.privacy.burst, c.privacy.scarce),
-            cells.NearNeighbours(context.store, attempt, have, cells.Plan(NEIGHBOURS, c.run.seed, nb.EXACT, nb.PER_CELL)),
-            BuildGoals(context.store, attempt, as_of, have, last, c.run.seed),
-        )
+        transform = steps(context, attempt, as_of, have, last, len(work))
         receipts = engine.execute(context, "link", work, transform, expect=len(SCHEMAS))
         fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"
         counts = next(r["counts"] for r in receipts if r["table"] == "goals") | {"models": have.choice}

@@ -39,8 +39,8 @@ def hide_names(texts: pl.DataFrame, slots: pl.Series, names: Iterable[str]) -> t
         hidden, patterns = values[row["_slots"]][1], values[row["_slots"]][0]
         clean, n = {}, 0
         for column in texts.columns:
-            clean[f"_c_{column}"], found = _without(row[column], patterns)
-            n += found
+            clean[f"_c_{column}"], hidden_here = _without(row[column], patterns)
+            n += hidden_here
         done.append(row | clean | {"_c__slots": hidden, "_n": n})
     schema = dict.fromkeys([*rows.columns, *(f"_c_{c}" for c in rows.columns)], pl.String) | {"_n": pl.Int16}
     table = pl.DataFrame([{c: d.get(c) for c in schema} for d in done], schema=schema, orient="row")
