@@ -63,6 +63,13 @@ def _careful(context: Context) -> bool:
     return context.config.evidence.profile == "careful"
 
 
+def settings(context: Context) -> dict[str, Any]:
+    """Fields of `rewrite.evidence.Options` that the configuration sets."""
+    p, e = context.config.privacy, context.config.evidence
+    decided = {"careful": _careful(context), "false_discovery": e.false_discovery, "grace": e.grace}
+    return {"k": p.k, "burst": p.burst, "scarce": p.scarce, **decided}
+
+
 def plan(context: Context) -> Plan:
     """The candidates of the as-of date, unless they were made from the same votes."""
     return window.plan(context, "candidates", "/pairs", _fingerprint)
@@ -82,11 +89,8 @@ def run(context: Context, report: Any) -> None:
         raise LakeError(f"there are no goals as of {as_of}; run `sayagain link --lake {context.options.lake} --as-of {as_of}` first")
     with context.store.lease("as_of"):
         work = shards.by_bucket(window.manifests(context, as_of, _careful(context)))
-        p, e, since = context.config.privacy, context.config.evidence, context.window(as_of)[0]
-        gather = window.GatherEvidence(context.store, window.rules(context), len(work), since)
-        options = {"k": p.k, "burst": p.burst, "scarce": p.scarce}
-        options |= {"careful": _careful(context), "false_discovery": e.false_discovery, "grace": e.grace}
-        transform = Aggregate(context.store, gather, f"{context.attempt}/aggregate", as_of, options, goals, len(work))
+        gather = window.GatherEvidence(context.store, window.rules(context), len(work), context.window(as_of)[0])
+        transform = Aggregate(context.store, gather, f"{context.attempt}/aggregate", as_of, settings(context), goals, len(work))
         receipts = engine.execute(context, "aggregate", work, transform, expect=len(CANDIDATES))
         fingerprint = _fingerprint(context, as_of)
         counts = {r["partition"]: r["counts"] for r in receipts}
