@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,19 @@ class Scheduler:
             failed = self.ask("SELECT dag_id, run_id, task_id, map_index FROM task_instance WHERE state = 'failed'")
             assert not failed, f"{what}: {failed}; logs in {self.home}/logs"
             assert self.process.poll() is None and time.monotonic() < deadline, f"{what}: {self.log.read_text()[-3000:]}"
+            time.sleep(3)
+
+    def answers(self, seconds: float) -> None:
+        """Wait for the API server: a task that starts before it fails its first try."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.env['AIRFLOW__API__BASE_URL']}/api/v2/monitor/health", timeout=10) as answer:
+                    if json.load(answer)["scheduler"]["status"] == "healthy":
+                        return
+            except OSError:
+                pass
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             time.sleep(3)
 
     def stop(self) -> None:
@@ -115,6 +129,7 @@ def test_the_real_scheduler(tmp_path):
             4,
             READY,
         )
+        scheduler.answers(READY)
         ready = time.monotonic() - start
         backfill = ["backfill", "create", "--dag-id", "mine_feedback", "--from-date", DAYS[0], "--to-date", DAYS[-1]]
         scheduler.command(["pools", "set", "sayagain", "2", "jobs of the lake"], ["dags", "unpause", "mine_feedback"], backfill)
