@@ -179,6 +179,30 @@ def test_different_numbers_and_different_slot_values_stay_apart():
     assert goal_of(graph, "kitchen light on") != goal_of(graph, "bedroom light on")
 
 
+def test_a_list_of_texts_has_goals_whatever_the_scale_of_the_model():
+    """Thirty goals of three wordings, nothing served: found alike by a model whose cosines are all high and by one whose are low."""
+    rng = np.random.default_rng(4)
+    names = [f"goal {chr(97 + g // 6)}{chr(97 + g % 6)} wording {w}" for g in range(30) for w in "xyz"]
+    goals = np.repeat(rng.normal(size=(30, 48)), 3, axis=0)
+    points = goals + 0.25 * rng.normal(size=goals.shape)
+    found = []
+    for shift in (0.0, 2.0):
+        vectors = points + shift
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        found.append(groups(build_goals(texts([(u, 3, None) for u in names]), vectors.astype(np.float32), links(), served())))
+        assert sum(len({u[:7] for u in g}) == 1 and len(g) == 3 for g in found[-1]) >= 28
+    assert found[0] == found[1]
+
+
+def test_unrelated_texts_stay_alone():
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(200, 48))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = [f"text {chr(97 + i // 20)}{chr(97 + i % 20)}" for i in range(200)]
+    graph = build_goals(texts([(u, 3, None) for u in names]), vectors.astype(np.float32), links(), served())
+    assert graph.goals["goal_id"].n_unique() >= 190
+
+
 def test_numbers_of_any_script():
     assert number_sets(["at 7 or 12", "12 , 7", "um 8", "८ बजे", "none"]).tolist() == [0, 0, 1, 1, 2]
 
