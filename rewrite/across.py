@@ -71,10 +71,10 @@ def join_locales(
         }
         halves = {lo: _halves(np.flatnonzero(there & (names == name) & (locale == lo)), cluster, vectors) for lo in sides}
         order = list(sides)
-        for n, a in enumerate(order):
-            for b in order[n + 1 :]:
-                words = _words(sides[a], sides[b], utterances, translations(lexicon, a, b)) if lexicon else None
-                found += _meet(sides[a], sides[b], halves[a], halves[b], words)
+        for n, one in enumerate(order):
+            for two in order[n + 1 :]:
+                words = _words(sides[one], sides[two], utterances, translations(lexicon, one, two)) if lexicon else None
+                found += _meet(sides[one], sides[two], halves[one], halves[two], words)
     found.sort(key=lambda f: (-f[2], f[0], f[1]))
     into: dict[int, int] = {}
     held: dict[int, set[str]] = {}
@@ -164,7 +164,7 @@ def _words(left: Side, right: Side, utterances: Sequence[str], known: dict[str, 
     """Both sides by the words that the lexicon translates, in words of the right one; None where it has none of these locales."""
     if not known:
         return None
-    own = {phrase: (phrase,) for phrases in known.values() for phrase in phrases}
+    own: dict[str, tuple[str, ...]] = {phrase: (phrase,) for phrases in known.values() for phrase in phrases}
     sides = ((left, known), (right, own))
     a, b = (_unit(side.mean(lexical([utterances[r] for r in side.rows.tolist()], phrases))) for side, phrases in sides)
     return a, b
