@@ -408,8 +408,12 @@ def test_runs_on_a_sample_log(airflow_home, tmp_path, monkeypatch):
     day = lambda date: [*test, "mine_feedback", "-c", json.dumps({"date": date})]  # noqa: E731
     monkeypatch.setenv("SAYAGAIN_LOGS", f"{tmp_path}/world/log/{{date}}.parquet")
     monkeypatch.setenv("SAYAGAIN_LAKE", f"{tmp_path}/lake")
-    monkeypatch.setenv("SAYAGAIN_CONFIG", "")
-    size = ["--locales=en-US", "--turns=6000", "--days=2"]
+    lineage = {"type": "file", "log_file_path": str(tmp_path / "lineage.jsonl"), "append": True}
+    monkeypatch.setenv("AIRFLOW__OPENLINEAGE__TRANSPORT", json.dumps(lineage))
+    config = tmp_path / "c.toml"
+    config.write_text('[embedding]\nmodel = "ngrams"\n')
+    monkeypatch.setenv("SAYAGAIN_CONFIG", str(config))
+    size = ["--locales=en-US", "--turns=4000", "--days=2"]
     run("-m", "pipelines", "simulate", f"--out={tmp_path}/world", "--by-day", "--no-truth", "--quiet", *size)
 
     airflow(["db", "migrate"], ["dags", "reserialize"], day("2026-01-02"), day("2026-01-01"))
@@ -423,5 +427,10 @@ def test_runs_on_a_sample_log(airflow_home, tmp_path, monkeypatch):
     assert re.search(rf"{release_id}\s+labels\s+[\d,]+ rows", out), out[-8000:]
     assert "no release: nothing_new" in out
     assert f'"release_id": "{release_id}", "accuracy": 0.5' in out and '"healthy": true' in out
+    if importlib.util.find_spec("airflow.providers.openlineage"):
+        events = [json.loads(line) for line in (tmp_path / "lineage.jsonl").read_text().splitlines()]
+        assert {"mine_feedback.day.detect", "release_feedback.one.release"} <= {
+            e["job"]["name"] for e in events if e["eventType"] == "COMPLETE"
+        }
     listed = json.loads(run("-m", "pipelines", "queue", "list", f"--lake={tmp_path}/lake", "--json"))
     assert [(m["release_id"], m["state"]) for m in listed] == [(release_id, "acked")]

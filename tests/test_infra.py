@@ -33,10 +33,12 @@ def test_the_first_line_says_what_was_executed(file):
     assert re.match(r"# (not )?executed", file.read_text())
 
 
+@pytest.mark.slow
 def test_the_dockerfile_is_clean():
     check(tool("hadolint"), str(INFRA / "Dockerfile"))
 
 
+@pytest.mark.slow
 def test_the_compose_file_follows_the_specification_and_its_settings_have_examples():
     file = INFRA / "spark" / "compose.yaml"
     check(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(file))

@@ -13,11 +13,12 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 from running import contents, difference, run, simulate
-from test_dags import TRAINER
+from test_dags import DRIVER, TRAINER
 from test_soak import record
 
 pytest.importorskip("airflow.sdk", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 AIRFLOW = Path(sys.executable).with_name("airflow")
 READY = 300  # seconds: 30 on an idle machine
 DONE = 1800
-DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
+DAYS = ("2026-01-01", "2026-01-02")
 
 
 class Scheduler:
@@ -40,10 +41,11 @@ class Scheduler:
             command = [AIRFLOW, "standalone"]
             self.process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
 
-    def command(self, *words: str) -> str:
-        done = subprocess.run([AIRFLOW, *words], env=self.env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done.stdout
+    def command(self, *commands: list[str]) -> None:
+        """Several in one process: importing Airflow takes longer than most of them."""
+        driver = [sys.executable, "-c", DRIVER, json.dumps(commands)]
+        done = subprocess.run(driver, env=self.env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{commands}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
     def ask(self, sql: str) -> list[tuple]:
         try:
@@ -58,6 +60,19 @@ class Scheduler:
             failed = self.ask("SELECT dag_id, run_id, task_id, map_index FROM task_instance WHERE state = 'failed'")
             assert not failed, f"{what}: {failed}; logs in {self.home}/logs"
             assert self.process.poll() is None and time.monotonic() < deadline, f"{what}: {self.log.read_text()[-3000:]}"
+            time.sleep(3)
+
+    def answers(self, seconds: float) -> None:
+        """Wait for the API server: a task that starts before it fails its first try."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.env['AIRFLOW__API__BASE_URL']}/api/v2/monitor/health", timeout=10) as answer:
+                    if json.load(answer)["scheduler"]["status"] == "healthy":
+                        return
+            except OSError:
+                pass
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             time.sleep(3)
 
     def stop(self) -> None:
@@ -79,7 +94,7 @@ def succeeded(dag: str) -> str:
 
 
 def test_the_real_scheduler(tmp_path):
-    log = simulate(tmp_path / "world", 6_000, 3)
+    log = simulate(tmp_path / "world", 4_000, 2)
     for day in DAYS:
         (log / f"{day}._SUCCESS").touch()
     home = tmp_path / "home"
@@ -114,24 +129,23 @@ def test_the_real_scheduler(tmp_path):
             4,
             READY,
         )
+        scheduler.answers(READY)
         ready = time.monotonic() - start
-        scheduler.command("pools", "set", "sayagain", "2", "jobs of the lake")
-        for dag in ("mine_feedback", "release_feedback", "retrain", "housekeeping"):
-            scheduler.command("dags", "unpause", dag)
-        scheduler.command("backfill", "create", "--dag-id", "mine_feedback", "--from-date", DAYS[0], "--to-date", DAYS[-1])
-        wanted = f"{succeeded('mine_feedback')} AND run_type = 'backfill'"
-        scheduler.wait("the backfill", wanted, len(DAYS), DONE)
-        scheduler.command("dags", "trigger", "release_feedback")
+        backfill = ["backfill", "create", "--dag-id", "mine_feedback", "--from-date", DAYS[0], "--to-date", DAYS[-1]]
+        scheduler.command(["pools", "set", "sayagain", "2", "jobs of the lake"], ["dags", "unpause", "mine_feedback"], backfill)
+        scheduler.wait("the backfill", f"{succeeded('mine_feedback')} AND run_type = 'backfill'", len(DAYS), DONE)
+        # unpaused, a DAG makes the run of its last date at once
+        scheduler.command(["dags", "unpause", "retrain"], ["dags", "unpause", "release_feedback"])
         scheduler.wait("the release", succeeded("release_feedback"), 1, DONE)
+        scheduler.command(["dags", "unpause", "housekeeping"])
         scheduler.wait("its training, woken by the asset", succeeded("retrain"), 1, DONE)
-        scheduler.command("dags", "trigger", "housekeeping")
         scheduler.wait("housekeeping", succeeded("housekeeping"), 1, DONE)
         events = scheduler.ask("SELECT a.name, e.extra FROM asset_event e JOIN asset a ON a.id = e.asset_id")
     finally:
         scheduler.stop()
     told = {name: json.loads(extra) for name, extra in events}
     assert {"sayagain_turns", "sayagain_votes", "sayagain_candidates", "retraining_queue", "sayagain_model_trained"} <= told.keys()
-    assert told["sayagain_turns"]["turns"] > 1_000 and told["sayagain_turns"]["seconds"] > 0
+    assert told["sayagain_turns"]["turns"] > 500 and told["sayagain_turns"]["seconds"] > 0
 
     for day in DAYS:
         for job in ("ingest", "fit", "detect"):
