@@ -26,7 +26,7 @@ check: .venv/.dev ## the fast tests
 soak: .venv/.dev ## the long runs: scale, many kills; adds a dated row of each to tests/soak/RESULTS.md
 	$(PYTEST) -m soak
 
-bench: .venv/.dev ## turns per second of ingest + detect, beside the same work in plain Polars (BENCH="--turns 1000000 --save")
+bench: .venv/.dev ## turns per second beside plain Polars; goals of 50,000 texts beside community_detection (BENCH="--turns 1000000 --save")
 	.venv/bin/python tests/bench/bench.py $(BENCH)
 
 lint: .venv/.dev ## ruff, mypy, import-linter

@@ -52,8 +52,21 @@ def try_out(store: Store, s: dict[str, Any] | None) -> list[Measure]:
     options = evidence.Options(k=s["k"], burst=s["burst"], scarce=s["scarce"])
     goals = pl.DataFrame(GOALS.empty_table())
     labels = evidence.candidates(merged, goals, as_of=s["from"], k=s["k"], options=options).labels.filter(pl.col("decision") == "proposed")
-    late = pl.concat([v.filter(pl.col("date") >= s["from"], pl.col("value") >= SERVED) for v in buckets])
+    late = _served(pl.concat([v.filter(pl.col("date") >= s["from"]) for v in buckets]))
     return canary(_usual(pl.concat(early)), labels.select("locale", "utterance", "intent", "confidence"), _usual(late))
+
+
+def _served(votes: pl.DataFrame) -> pl.DataFrame:
+    """Votes of users who were served with texts that serve most who say them.
+
+    Where a text fails most of its users, the few who seem served are mostly misjudged, and what they got is what the
+    candidates are there to correct: it would hold every good correction against them.
+    """
+    key = ["locale", "source"]
+    alone = votes.filter(pl.col("kind") == "outcome", pl.col("treatment") != "rewritten").sort(*key, "user_key", "date", "value")
+    per = alone.group_by(*key, "user_key", maintain_order=True).agg(pl.col("value").mean())
+    works = per.group_by(key, maintain_order=True).agg(pl.col("value").mean()).filter(pl.col("value") >= SERVED)
+    return votes.filter(pl.col("value") >= SERVED).join(works.select(key), on=key, how="semi")
 
 
 def _read(store: Store, manifests: list[Manifest], most: int) -> list[pl.DataFrame]:

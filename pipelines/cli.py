@@ -14,6 +14,7 @@ from typing import Any
 from pipelines import admin_options as a
 from pipelines import flags
 from pipelines import options as o
+from pipelines import worth_options as w
 from pipelines.errors import SayagainError
 
 # command -> (module with main(options), options dataclass or where it is, positional fields)
@@ -27,6 +28,8 @@ COMMANDS: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "simulate": ("pipelines.simulate.job", "pipelines.simulate.options:SimulateOptions", ()),
     "siege": ("pipelines.simulate.siege", "pipelines.simulate.options:SiegeOptions", ()),
     "demo": ("pipelines.demo", o.DemoOptions, ()),
+    "evaluate": ("pipelines.evaluate", w.EvaluateOptions, ()),
+    "adapt": ("pipelines.adapt", w.AdaptOptions, ()),
     "releases list": ("pipelines.releases", a.ReleasesListOptions, ()),
     "releases show": ("pipelines.releases", a.ReleasesShowOptions, ("release",)),
     "releases diff": ("pipelines.releases", a.ReleasesDiffOptions, ("old", "new")),

@@ -26,6 +26,9 @@ from rewrite.contracts import BUCKETS
 KEY_ENV = "SAYAGAIN_USER_KEY"
 """The lake's HMAC key, 64 hex digits: from a secret manager in production, else made once in a file outside the lake."""
 
+NEEDS = "0.1"
+"""The first version that reads lakes of `FORMAT`: raised together with it, for the message of those that cannot."""
+
 
 @dataclass
 class StageReport:
@@ -90,7 +93,7 @@ class Context:
         if data is None:
             if not make:
                 raise LakeError(f"{self.store.url('')}: not a lake (no lake.json); `sayagain ingest` or `sayagain mine` makes one")
-            info: dict[str, Any] = {"format": FORMAT, "buckets": BUCKETS, "lake_id": secrets.token_hex(8)}
+            info: dict[str, Any] = {"format": FORMAT, "needs": NEEDS, "buckets": BUCKETS, "lake_id": secrets.token_hex(8)}
             info["key_fingerprint"] = _fingerprint(_user_key(info["lake_id"], make=True))
             if self.store.put_new("lake.json", (json.dumps(info, indent=1, sort_keys=True) + "\n").encode()):
                 return
@@ -98,7 +101,8 @@ class Context:
         info = json.loads(data)
         if info["format"] > FORMAT:
             raise LakeError(
-                f"{self.store.url('lake.json')}: format {info['format']}; this sayagain reads up to {FORMAT}: install a newer one"
+                f"{self.store.url('lake.json')}: format {info['format']}; this sayagain reads up to {FORMAT}: "
+                f"install sayagain {info.get('needs', 'of a newer version')} or later"
             )
         self.lake_id = info["lake_id"]
 

@@ -106,9 +106,12 @@ def run(context: Context, report: Any) -> None:
         report.counts["by model"] = {f"locale(s) by {spec}": len(locales) for spec, locales in sorted(wanted.items())}
 
 
-def vectors(store: Store, have: Current | None, locales: pl.Series, keys: pl.Series) -> tuple[np.ndarray | None, pl.Series]:
+def vectors(
+    store: Store, have: Current | None, locales: pl.Series, keys: pl.Series, bucket: int | None = None
+) -> tuple[np.ndarray | None, pl.Series]:
     """float32 (len(keys), widest dimension), and the partition each row's vector comes from (null where there is none).
 
+    `bucket`: where all of these keys are, if that is known; else every file is read.
     A key without a vector has NaN in its row; vectors of a narrower model are filled up with zeros, which moves no cosine inside
     that model. None without embeddings. Raises LakeError when the kept vectors of one model are not of one dimension.
     """
@@ -122,6 +125,8 @@ def vectors(store: Store, have: Current | None, locales: pl.Series, keys: pl.Ser
             continue
         width = 0
         for entry in manifest.files:
+            if bucket is not None and entry.bucket != bucket:
+                continue
             table = store.read_file(entry)
             before, width = width, table.schema.field("vector").type.list_size
             if before not in (0, width):

@@ -6,9 +6,11 @@ same command finds the same texts again. Every partition is replaced whole, by i
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from typing import Any, Final
 
 import polars as pl
@@ -96,6 +98,46 @@ def descendants(context: Context, gone: Said, *, ledger: bool) -> dict[str, int]
             continue
         removed[table] = sum(rewrite(context, m, change) for m in context.store.manifests(table).values())
     return removed
+
+
+COUNTED: Final = {"source_users": ("source",), "target_users": ("target",), "users": ("source", "target", "utterance")}
+"""Counts of users in as-of tables, and the texts whose users they count (the fewest of several)."""
+
+
+def recount(context: Context, texts: pl.DataFrame, goes: Row) -> int:
+    """Counts of users in as-of tables, lowered to those who stay and said the text in the table's window. Returns rows touched.
+
+    Nothing is computed anew there, but `explain` and reports decide by these counts what k users share. Machines and new
+    accounts, which evidence leaves out, are among those who stay: a count may be too high by them, never by who went.
+    """
+    store, touched = context.store, list[int]()
+    tables = [m for t in ("goals", "candidates") for m in store.manifests(t).values()]
+    for as_of in sorted({m.partition[6:16] for m in tables}):
+        days = window_days(context, date.fromisoformat(as_of))
+        users = window_users(store, days, texts, goes).filter(pl.col("users") > pl.col("stay")).select("locale", "text", "stay")
+        for manifest in [m for m in tables if m.partition[6:16] == as_of] if users.height else []:
+            rewrite(context, manifest, functools.partial(_lowered, users, touched))
+    return sum(touched)
+
+
+def _lowered(users: pl.DataFrame, touched: list[int], data: pa.Table) -> pa.Table:
+    """`data` with counts of users at most `stay` of their texts; how many rows are different is added to `touched`."""
+    before = after = pl.DataFrame(pl.from_arrow(data))
+    for count, columns in COUNTED.items():
+        for column in [c for c in columns if count in before.columns and c in before.columns]:
+            named = users.select("locale", pl.col("text").alias(column), _stay="stay")
+            after = after.join(named, on=["locale", column], how="left", maintain_order="left")
+            after = after.with_columns(pl.min_horizontal(count, "_stay").cast(before.schema[count]).alias(count)).drop("_stay")
+    hit = before.select(c for c in COUNTED if c in before.columns) != after.select(c for c in COUNTED if c in before.columns)
+    rows = int(hit.select(pl.any_horizontal(pl.lit(False), pl.all().fill_null(False))).to_series().sum()) if hit.width else 0
+    touched.append(rows)
+    return after.to_arrow().cast(data.schema) if rows else data
+
+
+def window_days(context: Context, as_of: date) -> list[str]:
+    """Partitions of votes in the window of an as-of date, by today's configuration."""
+    days = context.config.evidence.window or context.config.evidence.evidence_days
+    return [p for p in context.store.manifests("votes") if f"date={as_of - timedelta(days - 1)}" <= p <= f"date={as_of}"]
 
 
 def strings(data: pa.Table, name: str) -> pl.Series:

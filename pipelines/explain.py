@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pipelines import registry, shards
+from pipelines import explain_at, registry, shards
 from pipelines.context import Context
 from pipelines.errors import LakeError
 from pipelines.options import ExplainOptions
@@ -23,8 +23,10 @@ Rows = list[dict[str, Any]]
 def main(options: ExplainOptions) -> int:
     """Print the story of a text, newest as-of first. Texts that fewer than k users share are shown with --private only."""
     context = Context(options)
-    as_of = options.as_of or _newest(context.store)
-    story = tell(context, key(options.text), str(as_of), options.locale, options.private)
+    as_of, values = options.as_of or _newest(context.store), explain_at.parse(options.at_threshold)
+    if options.text is None:
+        return _all(context, str(as_of), options, values)
+    story = tell(context, key(options.text), str(as_of), options.locale, options.private, values)
     if options.json:
         print(json.dumps(story, default=str, ensure_ascii=True))
     else:
@@ -39,17 +41,45 @@ def _newest(store: Store) -> str:
     return max(days)
 
 
-def tell(context: Context, text: str, as_of: str, locale: str | None, private: bool) -> dict[str, Any]:
-    """Everything known about a text as of a date: per locale its goal, its rewrites either way, its label, what was released."""
-    store, k = context.store, context.config.privacy.k
-    frames = {n: shards.whole(store, "candidates", f"as_of={as_of}/{n}") for n in ("rewrites", "labels")}
-    goals = shards.whole(store, "goals", f"as_of={as_of}")
-    if goals is None or any(f is None for f in frames.values()):
+def _mined(store: Store, as_of: str, locale: str | None) -> list[pl.DataFrame]:
+    """Candidate rewrites, candidate labels and goals as of a date. Raises LakeError when there are none."""
+    names = (("candidates", f"as_of={as_of}/rewrites"), ("candidates", f"as_of={as_of}/labels"), ("goals", f"as_of={as_of}"))
+    frames = [f for f in (shards.whole(store, t, p) for t, p in names) if f is not None]
+    if len(frames) < len(names):
         raise LakeError(f"{store.url('candidates')}: nothing was mined as of {as_of}; leave --as-of away for the newest date")
-    rewrites, labels = frames["rewrites"], frames["labels"]
-    assert rewrites is not None and labels is not None
-    if locale:
-        rewrites, labels, goals = (f.filter(pl.col("locale") == locale) for f in (rewrites, labels, goals))
+    return [f.filter(pl.col("locale") == locale) if locale else f for f in frames]
+
+
+def _all(context: Context, as_of: str, options: ExplainOptions, values: dict[str, float]) -> int:
+    """What the setting would do to all candidates, as counts."""
+    rewrites, labels, _ = _mined(context.store, as_of, options.locale)
+    k = context.config.privacy.k
+    found = {n: explain_at.summary(n, t, values, k) for n, t in (("rewrites", rewrites), ("labels", labels))}
+    if options.json:
+        print(json.dumps({"as_of": as_of, "at": values, **found}))
+        return 0
+    print(f"As of {as_of}, with {', '.join(f'{n} = {v:g}' for n, v in values.items())} instead:")
+    for name, c in found.items():
+        lost = "; ".join(f"{n:,} {sentence(r)}" for r, n in c["lost_to"].items())
+        print(
+            f"  {name}: {c['before']:,} proposed, {c['stay']:,} would stay, {c['lost']:,} go{f' ({lost})' if lost else ''}, {c['gained']:,} come"
+        )
+        if c["perhaps"]:
+            print(f"    and {c['perhaps']:,} perhaps: they pass what turned them down, other rules were not tried on them yet")
+    return 0
+
+
+def tell(
+    context: Context, text: str, as_of: str, locale: str | None, private: bool, values: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """Everything known about a text as of a date: per locale its goal, its rewrites either way, its label, what was released.
+
+    values: of `--at-threshold`; rows then have `at_decision`, `at_reason` and `untried`.
+    """
+    store, k = context.store, context.config.privacy.k
+    rewrites, labels, goals = _mined(store, as_of, locale)
+    if values:
+        rewrites, labels = explain_at.at("rewrites", rewrites, values, k), explain_at.at("labels", labels, values, k)
     shown = pl.lit(True) if private else (pl.col("source_users") >= k) & (pl.col("target_users") >= k)
     at = goals.filter(pl.col("utterance") == text)
     said = labels.filter(pl.col("utterance") == text)
@@ -128,7 +158,7 @@ def lines(story: dict[str, Any]) -> list[str]:
     for row in story["labels"]:
         slots = f" {printable(row['slots'])}" if row["slots"] else ""
         out.append(f"  {row['decision']}: {printable(row['intent'])}{slots}, confidence {row['confidence']:.2f}, from {row['origin']}")
-        out += _why(row["reason"])
+        out += _why(row["reason"]) + _at(row)
         out.append(f"    majority of users' turns: {printable(row['majority_intent'])} ({row['majority_share'] or 0:.2f})")
     if not story["labels"]:
         out.append("  none")
@@ -153,7 +183,11 @@ def _rewrite(r: dict[str, Any], text: str) -> list[str]:
         f"chain score {r['score']:.2f}; {r['pair_users']} users went straight from one to the other; target said by {r['target_users']}"
     )
     width = max(60, shutil.get_terminal_size((110, 24)).columns)
-    return [head, *textwrap.wrap(facts, width, subsequent_indent="    ", initial_indent="    "), *_why(r["reason"])]
+    return [head, *textwrap.wrap(facts, width, subsequent_indent="    ", initial_indent="    "), *_why(r["reason"]), *_at(r)]
+
+
+def _at(row: dict[str, Any]) -> list[str]:
+    return [f"    at the other setting {explain_at.told(row)}"] if "at_decision" in row else []
 
 
 def _why(reason: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +60,7 @@ def forget(context: Context, users: list[str]) -> dict[str, Any]:
         rows = erase.descendants(context, nobody, ledger=True)
         models = erase.models(store, nobody)
         found: dict[str, Any] = {"users": len(keys), "rows": rows, "texts": nobody.texts.height, "models": models, "releases": shipped}
+        found["recounted"] = erase.recount(context, mine.texts, goes)
         # kept before the rows go: nothing could tell it afterwards; it names no user and no text
         store.put(f"runs/{context.attempt}/forget.json", (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
         for table, n in _daily(context, theirs, buckets, users).items():
@@ -158,7 +158,7 @@ def releases_with(context: Context, mine: erase.Said, goes: erase.Row) -> list[d
     """Shipped releases that hold a text of `mine` said in their window, and how many of their rows fall below k."""
     store, found = context.store, []
     for p in registry.releases(store, retracted=True):
-        days = list(p.manifest.get("inputs", {}).get("votes") or _window(context, p.as_of))
+        days = list(p.manifest.get("inputs", {}).get("votes") or erase.window_days(context, p.as_of))
         unknown = [d for d in days if store.manifest("votes", d) is None]
         users = erase.window_users(store, days, mine.texts, goes).filter(pl.col("users") > pl.col("stay"))
         if users.is_empty() or not p.manifest["tables"]:
@@ -183,17 +183,13 @@ def releases_with(context: Context, mine: erase.Said, goes: erase.Row) -> list[d
     return found
 
 
-def _window(context: Context, as_of: date) -> list[str]:
-    """The window that a release without a list of its inputs had, by today's configuration."""
-    days = context.config.evidence.window or context.config.evidence.evidence_days
-    return [p for p in context.store.manifests("votes") if f"date={as_of - timedelta(days - 1)}" <= p <= f"date={as_of}"]
-
-
 def lines_of(found: dict[str, Any]) -> list[str]:
     """For a person."""
     removed = ", ".join(f"{n:,} {t}" for t, n in found["rows"].items() if n)
     lines = [f"{found['users']:,} user(s) forgotten; rows removed: {removed or 'none: the lake held nothing of theirs'}"]
     lines.append(f"  {found['texts']:,} texts that nobody else says are gone from goals, candidates and embeddings")
+    if found["recounted"]:
+        lines.append(f"  {found['recounted']:,} rows of goals and candidates count fewer users now")
     if found["models"]:
         lines.append(f"  models collected: {', '.join(m[:12] for m in found['models'])}")
     for r in found["releases"]:

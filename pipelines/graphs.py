@@ -39,7 +39,7 @@ def transforms(context: Context) -> dict[str, beam.PTransform]:
         "detect": detect.Detect(store, "dry", "dry", c.sessions.gap),
         "choose": beam.ParDo(choose.Sample(store, "dry")),
         "embed": encode.Embed(store, "dry", partition, p.k, c.embedding.chunk, c.embedding.model, c.embedding.device, {}),
-        "link": link.Link(store, gather, "dry", DAY, p.k, have, None, c.run.seed, BUCKETS, p.burst, p.scarce),
+        "link": link.steps(context, "dry", DAY, have, None, BUCKETS),
         "aggregate": aggregate.Aggregate(store, gather, "dry", DAY, p.k, p.burst, p.scarce, as_of, BUCKETS),
         "release": release.Release(store, "dry", {}),
     }

@@ -29,6 +29,7 @@ from pipelines.plan import Plan, Todo
 from pipelines.shards import empty, partition
 from pipelines.sources import Block, Shard, Source
 from pipelines.store import FileEntry, Manifest, Store
+from quality.names import hide_names
 from quality.scrub import KINDS, scrub, scrub_slots
 from rewrite import turns as t
 from rewrite.contracts import BUCKETS, LOG, LOG_REQUIRED, REJECTS, TURNS
@@ -93,7 +94,7 @@ def convert(
         inside = inside.filter(~forgotten)
 
     good, bad = inside.filter(pl.col("reason").is_null()), inside.filter(pl.col("reason").is_not_null())
-    scrubbed, kinds = _scrub(good)
+    scrubbed, kinds = _scrub(good, rules.names)
     counts.update({f"scrubbed:{k}": n for k, n in kinds.items() if n})
     turns, lost = t.canonical(scrubbed)
     if lost:
@@ -124,8 +125,8 @@ def convert(
 _REJECT = ("input", "row", "reason", "user_key", "text", "partition")
 
 
-def _scrub(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Scrub every text column; adds `scrubbed`, placeholders per row."""
+def _scrub(rows: pl.DataFrame, names: tuple[str, ...] = ()) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Scrub every text column, and hide what the slots in `names` say; adds `scrubbed`, placeholders per row."""
     clean, found = [], []
     for name in (*_TEXTS, "slots"):
         series, kinds = (scrub_slots if name == "slots" else scrub)(rows[name], rows["locale"])
@@ -135,7 +136,12 @@ def _scrub(rows: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
         sum((f[k].cast(pl.Int32) for f in found), start=pl.zeros(rows.height, pl.Int32, eager=True)).alias(k) for k in KINDS
     )
     per_row = total.select(pl.sum_horizontal(*KINDS).clip(0, 2**15 - 1).cast(pl.Int16).alias("scrubbed")).to_series()
-    return rows.with_columns(*clean, per_row), dict(total.sum().row(0, named=True))
+    rows, counts = rows.with_columns(*clean, per_row), dict(total.sum().row(0, named=True))
+    if names:
+        texts, slots, hidden = hide_names(rows.select(_TEXTS), rows["slots"], names)
+        rows = rows.with_columns(*texts, slots, scrubbed=pl.col("scrubbed") + hidden)
+        counts["name"] = int(hidden.sum())
+    return rows, counts
 
 
 # the Beam side
@@ -298,7 +304,7 @@ def rules_of(config: Config) -> t.Rules:
     locale = t.casts.to_locale(pl.Series([log.locale]))[0]
     if locale is None:
         raise UsageError(f"log.locale = {log.locale!r}: not a language tag (BCP 47), such as en-US or sw")
-    return t.Rules(columns, log.timestamp_unit, locale, log.channel, log.treatment)
+    return t.Rules(columns, log.timestamp_unit, locale, log.channel, log.treatment, tuple(log.names))
 
 
 def plan(context: Context) -> Plan:

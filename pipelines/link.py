@@ -11,57 +11,72 @@ import apache_beam as beam
 import numpy as np
 import polars as pl
 
-from pipelines import embed, engine, shards, window
+from pipelines import cells, embed, engine, shards, window
 from pipelines.context import Context
 from pipelines.errors import LakeError
 from pipelines.plan import Plan
 from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
+from rewrite import neighbours as nb
+from rewrite.goal_evidence import NEIGHBOURS
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
 
-VERSION = 2
+VERSION = 3
 READS = {"votes": contracts.VOTES.names, "embeddings": ["key", "vector"], "goals": contracts.GOALS.names}
 WRITES = {"goals": contracts.GOALS.names, "goal_edges": contracts.GOAL_EDGES.names, "goal_changes": contracts.GOAL_CHANGES.names}
 SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CHANGES, "goals": contracts.GOALS}  # goals last
 
 
+class Inputs(beam.DoFn):
+    """The window's evidence -> what the goal graph is made from; one element."""
+
+    def __init__(self, k: int, sent: int, burst: float, scarce: float):
+        self._k, self._sent, self._burst, self._scarce = k, sent, burst, scarce
+
+    def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[window.Tables]:
+        from rewrite.evidence import Options
+
+        options = Options(k=self._k, burst=self._burst, scarce=self._scarce)
+        found = goal_inputs(window.merged(element[1], self._sent), options)
+        yield {name: engine.to_ipc(frame) for name, frame in zip(("texts", "links", "served"), found, strict=True)}
+
+
 class BuildGoals(beam.DoFn):
-    """The window's evidence -> the goal graph of every locale together; emits receipts."""
+    """Inputs and the neighbours found for big locales -> the goal graph of every locale together; emits receipts."""
 
     def __init__(
         self,
         store: Store,
         attempt: str,
         as_of: date,
-        k: int,
         embeddings: embed.Current | None,
         last: Manifest | None,
         seed: int,
-        sent: int,
-        burst: float,
-        scarce: float,
     ):
-        self._burst, self._scarce = burst, scarce
-        self._store, self._attempt, self._as_of, self._k = store, attempt, as_of, k
-        self._embeddings, self._last, self._seed, self._sent = embeddings, last, seed, sent
+        self._store, self._attempt, self._as_of = store, attempt, as_of
+        self._embeddings, self._last, self._seed = embeddings, last, seed
 
-    def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
+    def process(self, element: window.Tables, found: Iterable[tuple[str, bytes]]) -> Iterable[dict[str, Any]]:
         from rewrite import goals
-        from rewrite.evidence import Options
 
-        texts, links, served = goal_inputs(
-            window.merged(element[1], self._sent), Options(k=self._k, burst=self._burst, scarce=self._scarce)
-        )
+        texts, links, served = (pl.DataFrame(pl.from_arrow(engine.from_ipc(element[name]))) for name in ("texts", "links", "served"))
         vectors, model = embed.vectors(self._store, self._embeddings, texts["locale"], texts["utterance"])
         last = None
         if self._last is not None:
             parts = [pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._last.files]
             last = pl.concat(parts) if parts else None
         graph = goals.build_goals(
-            texts.select("locale", "utterance", "users", "served"), vectors, links, served, last, seed=self._seed, models=model
+            texts.select("locale", "utterance", "users", "served"),
+            vectors,
+            links,
+            served,
+            last,
+            seed=self._seed,
+            models=model,
+            near=cells.neighbours(found),
         )
         partition = f"as_of={self._as_of}"
         recall = graph.curves["recall"].min() if graph.curves.height else 1.0
@@ -109,12 +124,25 @@ def goal_inputs(evidence: dict[str, pl.DataFrame], options: Options) -> tuple[pl
 class Link(beam.PTransform):
     """Shards of votes, one per bucket of users -> receipts of goals, edges and changes."""
 
-    def __init__(self, store: Store, gather: window.GatherEvidence, *build: Any):
+    def __init__(self, gather: window.GatherEvidence, inputs: Inputs, near: cells.NearNeighbours, build: BuildGoals):
         super().__init__()
-        self._gather, self._build = gather, BuildGoals(store, *build)
+        self._gather, self._inputs, self._near, self._build = gather, inputs, near, build
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:
-        return work | "evidence" >> self._gather | "build goals" >> beam.ParDo(self._build)
+        inputs = work | "evidence" >> self._gather | "inputs" >> beam.ParDo(self._inputs)
+        found = inputs | "texts" >> beam.Map(lambda tables: tables["texts"]) | "neighbours" >> self._near
+        return inputs | "build goals" >> beam.ParDo(self._build, beam.pvalue.AsList(found))
+
+
+def steps(context: Context, attempt: str, as_of: date, have: embed.Current, last: Manifest | None, buckets: int) -> Link:
+    """The transform of one run of the job, over so many buckets of votes."""
+    c, store = context.config, context.store
+    return Link(
+        window.GatherEvidence(store, window.rules(context), buckets),
+        Inputs(c.privacy.k, buckets, c.privacy.burst, c.privacy.scarce),
+        cells.NearNeighbours(store, attempt, have, cells.Plan(NEIGHBOURS, c.run.seed, nb.EXACT, nb.PER_CELL)),
+        BuildGoals(store, attempt, as_of, have, last, c.run.seed),
+    )
 
 
 def predecessor(store: Store, table: str, as_of: date) -> Manifest | None:
@@ -149,13 +177,10 @@ def run(context: Context, report: Any) -> None:
             f"no text was embedded by {context.config.embedding.model}; run `sayagain embed --lake {context.options.lake}` first"
         )
     attempt = f"{context.attempt}/link"
-    c, last = context.config, predecessor(context.store, "goals", as_of)
+    last = predecessor(context.store, "goals", as_of)
     with context.store.lease("as_of"):
         work = shards.by_bucket(window.manifests(context, as_of))
-        gather = window.GatherEvidence(context.store, window.rules(context), len(work))
-        transform = Link(
-            context.store, gather, attempt, as_of, c.privacy.k, have, last, c.run.seed, len(work), c.privacy.burst, c.privacy.scarce
-        )
+        transform = steps(context, attempt, as_of, have, last, len(work))
         receipts = engine.execute(context, "link", work, transform, expect=len(SCHEMAS))
         fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"
         counts = next(r["counts"] for r in receipts if r["table"] == "goals") | {"models": have.choice}

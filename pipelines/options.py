@@ -258,6 +258,16 @@ class DemoOptions:
         """Nothing can be wrong."""
 
 
+THRESHOLDS = {
+    "k": (2.0, 10_000.0, "distinct users behind both sides"),
+    "served": (0.0, 1.0, "a source that is served this often is left alone"),
+    "votes": (0.0, 1_000.0, "least evidence of users for the goal"),
+    "lift": (0.0, 1.0, "least probability that the target does better"),
+    "label": (0.0, 1.0, "least confidence of a label"),
+}
+"""Settings that `explain --at-threshold` can change: their range, and what they are (rewrite.evidence.Options)."""
+
+
 @dataclass(frozen=True)
 class ExplainOptions(AsOfOptions):
     """What was mined for a text and on what evidence, or why nothing was released. Shows only texts that k users share.
@@ -266,9 +276,20 @@ class ExplainOptions(AsOfOptions):
     """
 
     RUNS_BEAM: ClassVar[bool] = False
-    text: str = opt("", "what a user said", metavar="TEXT")
+    text: str | None = opt(None, "what a user said; may be left out with --at-threshold", metavar="TEXT")
     locale: str | None = opt(None, "only this locale", metavar="LOCALE")
     private: bool = opt(False, "also show texts that fewer than k users share")
+    at_threshold: tuple[str, ...] = opt(
+        (),
+        f"what another setting would decide, from the figures kept: {', '.join(THRESHOLDS)}; may be repeated, and without TEXT counts all",
+        metavar="NAME=NUMBER",
+        many=True,
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if self.text is None and not self.at_threshold:
+            raise UsageError('name a text, such as sayagain explain "play the beetles" --lake ./lake')
 
 
 JOBS: dict[str, type[JobOptions]] = {

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from quality.release import Release as Built
     from quality.reportdata import ReportData
 
-VERSION = 2
+VERSION = 3
 READS = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 WRITES = {n: s.names for n, s in RELEASED.items()}
 NO_SAY = ("run.shard_turns", "embedding.device", "embedding.chunk", "queue.tries", "queue.database", "release.test_set")
@@ -98,7 +98,7 @@ def judged(store: Store, as_of: date, s: dict[str, Any]) -> tuple[Built, Verdict
     retracted = status == "released" and registry.is_retracted(store, built.release_id)
     if retracted or (status == "released" and built.nothing_new(parent, renew_days=s["renew"])):
         status = "nothing_new"
-    seen = reporting.release_data(store, as_of, status, built, verdicts, found, tables, s)
+    seen = reporting.release_data(store, as_of, status, built, verdicts, found, tables, s, parent)
     if retracted:
         seen.why = f"{built.release_id} was retracted, and the same evidence and settings make the same release again"
     return built, verdicts, seen, parent
@@ -183,6 +183,9 @@ def settings(context: Context, as_of: date) -> dict[str, Any]:
         "held": _held(context),
         "limits": {n: tuple(v) for n, v in dataclasses.asdict(c.gates).items() if isinstance(v, list)},
         "canary": canary_settings(context, as_of),
+        "votes": window.manifests(context, as_of),
+        "rules": window.rules(context),
+        "burst": c.privacy.burst,
         "expires": c.release.expires,
         "renew": c.release.renew,
         "config": c.fingerprint("privacy", "release", "evidence", "embedding.model", "sessions", "run.seed"),

@@ -15,7 +15,7 @@ from pipelines.store import Store
 
 if TYPE_CHECKING:
     from quality.gates import Verdicts
-    from quality.release import Release
+    from quality.release import Parent, Release
     from quality.reportdata import ReportData, Rows
 
 Frames = Mapping[str, pl.DataFrame | None]
@@ -43,12 +43,24 @@ def _daily(store: Store, days: list[str]) -> dict[str, Counter[str]]:
 
 
 def release_data(
-    store: Store, as_of: date, status: str, built: Release, verdicts: Verdicts, candidates: Frames, tables: Frames, settings: dict[str, Any]
+    store: Store,
+    as_of: date,
+    status: str,
+    built: Release,
+    verdicts: Verdicts,
+    candidates: Frames,
+    tables: Frames,
+    settings: dict[str, Any],
+    parent: Parent | None = None,
 ) -> ReportData:
     """Everything but what the run itself took: the same for the same lake."""
-    from pipelines import seeing
+    from pipelines import seeing, watch
+    from quality.measures import movers
     from quality.reportdata import report_data
 
+    watched = watch.gather(store, settings["votes"], candidates, settings["rules"], settings["k"], settings["burst"])
+    if parent is not None:
+        watched["movers"] = movers(built.tables["labels"], parent.tables["labels"])
     read = input_counts(store)
     daily = _daily(store, settings["days"])
     funnel: Rows = []
@@ -74,6 +86,7 @@ def release_data(
     if read["duplicates"]:
         drops.append({"step": "rows read", "reason": "duplicate", "locale": "", "count": read["duplicates"]})
     scrubbed = {kind.removeprefix("scrubbed:"): n for kind, n in sorted(read.items()) if kind.startswith("scrubbed:")}
+    watched["scrubbed"] = scrubbed
     notes = [f"Scrubbed before anything was written: {', '.join(f'{n:,} {kind}' for kind, n in scrubbed.items())}."] if scrubbed else []
     if settings["days"]:
         notes.append(f"Evidence of {len(settings['days'])} day(s) with turns, {settings['days'][0]} to {settings['days'][-1]}.")
@@ -83,12 +96,24 @@ def release_data(
         verdicts=verdicts,
         candidates=candidates,
         goal_edges=tables.get("goal_edges"),
+        goal_graph=tables.get("goals"),
+        goal_map=_linked(store, as_of),
         k=settings["k"],
         funnel=funnel,
         drops=drops,
         notes=notes,
         seeing=seeing.gather(store, settings["days"], settings["gap"], tables.get("goals"), settings["k"]),
+        watch=watched,
     )
+
+
+def _linked(store: Store, as_of: date) -> dict[str, Any]:
+    """What `link` says of its own work: which model read which locale and why, and the recall of the search for neighbours."""
+    from quality.goalview import model_rows
+
+    manifest = store.manifest("goals", f"as_of={as_of}")
+    counts = manifest.counts if manifest else {}
+    return {"models": model_rows(counts.get("models") or {}), "recall": counts.get("recall")}
 
 
 def release_files(data: ReportData, built: Release, verdicts: Verdicts) -> dict[str, bytes]:
@@ -112,6 +137,7 @@ def finish_run(context: Context) -> None:
         shown.seeing = _seeing(context)
     else:
         shown = ReportData.from_json(data)
+    shown.worth = _worth(context.store)
     shown.notes += context.notes
     shown.timings = [
         {"stage": s.name, "seconds": round(s.seconds, 2), "peak_mib": round(s.peak_mib), "what": s.told()} for s in context.stages
@@ -132,6 +158,14 @@ def finish_run(context: Context) -> None:
     context.store.put(f"{folder}/summary.json", (json.dumps(summary, indent=1, sort_keys=True, default=str) + "\n").encode())
     context.result["report"] = context.store.url(f"{folder}/report.html")
     context.result["lines"] = headline(context, shown, gates)
+
+
+def _worth(store: Store) -> dict[str, Any]:
+    """Of the newest release that somebody evaluated; figures that are known only after a release."""
+    from pipelines import registry
+    from pipelines.evaluate import worth_of
+
+    return next((w for p in reversed(registry.releases(store)) if (w := worth_of(store, p.release_id))), {})
 
 
 def _seeing(context: Context) -> dict[str, Any]:

@@ -68,6 +68,18 @@ COLUMNS: Final = {
 
 CHOICES: Final = {"cause": CAUSES, "origin": LABEL_ORIGINS, "status": REWRITE_STATUSES, "split": SPLITS}
 CROISSANT: Final = "http://mlcommons.org/croissant/1.0"
+_CR: Final = (
+    "citeAs column extract field fileProperty fileObject fileSet format includes isLiveDataset jsonPath key md5 parentField path "
+    "recordSet references regex repeated replace samplingRate separator source subField transform equivalentProperty"
+)
+CONTEXT: Final = {
+    **{"@language": "en", "@vocab": "https://schema.org/", "sc": "https://schema.org/", "cr": "http://mlcommons.org/croissant/"},
+    **{"rai": "http://mlcommons.org/croissant/RAI/", "dct": "http://purl.org/dc/terms/", "conformsTo": "dct:conformsTo"},
+    **{name: {"@id": f"cr:{name}", "@type": "@json"} for name in ("data", "examples")},
+    **{"dataType": {"@id": "cr:dataType", "@type": "@vocab"}},
+    **{name: f"cr:{name}" for name in _CR.split()},
+}
+"""The standard context of Croissant 1.0 (docs.mlcommons.org/croissant/docs/croissant-spec-1.0.html, appendix 1)."""
 
 
 def _json_type(kind: pa.DataType) -> dict[str, Any]:
@@ -115,25 +127,12 @@ def croissant(release_id: str, as_of: str, files: Mapping[str, Mapping[str, Any]
         record: dict[str, Any] = {"@type": "cr:RecordSet", "@id": name, "name": name, "description": TABLES[name], "field": fields}
         records.append(record | ({"key": key} if key and name != "pairs" else {}))
     return {
-        "@context": {
-            "@language": "en",
-            "@vocab": "https://schema.org/",
-            "sc": "https://schema.org/",
-            "cr": "http://mlcommons.org/croissant/",
-            "conformsTo": "http://purl.org/dc/terms/conformsTo",
-            "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-            "field": "cr:field",
-            "fileObject": "cr:fileObject",
-            "extract": "cr:extract",
-            "column": "cr:column",
-            "key": "cr:key",
-            "recordSet": "cr:recordSet",
-            "source": "cr:source",
-        },
+        "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": CROISSANT,
         "name": release_id,
-        "version": release_id,
+        "version": "{}.{}.{}".format(*map(int, as_of.split("-"))),
+        "datePublished": as_of,
         "description": f"Weakly labelled training data for a conversational assistant, mined by sayagain as of {as_of}.",
         "distribution": [
             {

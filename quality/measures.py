@@ -15,6 +15,7 @@ from typing import Final
 import polars as pl
 
 from quality.checks import slot_values
+from quality.minimal import turned
 
 Tables = Mapping[str, pl.DataFrame]
 NEVER: Final = 1e9
@@ -40,8 +41,9 @@ class Limits:
     lost_locales: tuple[float, float] = (0.0, NEVER)
     numbers: tuple[float, float] = (0.0, 0.2)
     entities: tuple[float, float] = (0.02, 0.2)
+    turned: tuple[float, float] = (0.0, 0.2)
     canary: tuple[float, float] = (0.0, 0.01)
-    calibration: tuple[float, float] = (0.1, 0.3)
+    calibration: tuple[float, float] = (0.05, 0.2)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def measures(tables: Tables, parent: Tables | None, candidates: Tables) -> list[
     """
     out = [_near_duplicates(tables), _top_class(tables["labels"]), _locales(tables["labels"], candidates)]
     out += [_numbers(tables["rewrites"]), _entities(tables["rewrites"], tables["labels"])]
+    turns = turned(tables["rewrites"], tables["labels"])
+    out.append(_share("rewrites", "meaning_kept", "target", len(turns), int(turns.sum())))
     if parent is not None:
         out += _drift(tables["labels"], parent["labels"])
         out += [
@@ -118,27 +122,46 @@ def _locales(labels: pl.DataFrame, candidates: Tables) -> Measure:
     return Measure("labels", "locale_coverage", "locale", round(lost / max(seen.height, 1), 6), seen.height, lost)
 
 
-def _drift(now: pl.DataFrame, before: pl.DataFrame) -> list[Measure]:
-    """PSI and Jensen-Shannon divergence (base 2) of the intents of labels, per locale; the worst locale counts."""
+def _shares(now: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
+    """locale, intent, p, q: shares of the labels of a locale before and now, of locales with `LEAST` labels on both sides."""
     key = ["locale", "intent"]
     both = now.group_by(key).len("q").join(before.group_by(key).len("p"), on=key, how="full", coalesce=True)
     both = both.with_columns(pl.col("p", "q").fill_null(0).cast(pl.Float64))
     both = both.with_columns(np=pl.col("p").sum().over("locale"), nq=pl.col("q").sum().over("locale"))
     both = both.filter(pl.min_horizontal("np", "nq") >= LEAST).with_columns(p=pl.col("p") / pl.col("np"), q=pl.col("q") / pl.col("nq"))
+    return both
+
+
+def _drift(now: pl.DataFrame, before: pl.DataFrame) -> list[Measure]:
+    """PSI and Jensen-Shannon divergence (base 2) of the intents of labels, per locale; the worst locale counts."""
+    both = _shares(now, before)
     m = (pl.col("p") + pl.col("q")) / 2
 
     def kl(column: str) -> pl.Expr:
         return pl.when(pl.col(column) > 0).then(pl.col(column) * (pl.col(column) / m).log(2)).otherwise(0.0)
 
-    p, q = pl.col("p").clip(FLOOR), pl.col("q").clip(FLOOR)
-    per = (
-        both.sort(key).group_by("locale", maintain_order=True).agg(psi=((q - p) * (q / p).log()).sum(), js=((kl("p") + kl("q")) / 2).sum())
-    )
+    per = both.sort("locale", "intent").group_by("locale", maintain_order=True).agg(psi=_psi().sum(), js=((kl("p") + kl("q")) / 2).sum())
     worst = per.select(pl.col("psi", "js").max().fill_null(0.0)).row(0, named=True)
     return [
         Measure("labels", "drift_psi", "intent", round(worst["psi"], 6), now.height),
         Measure("labels", "drift_jensen_shannon", "intent", round(min(max(worst["js"], 0.0), 1.0), 6), now.height),
     ]
+
+
+MOVERS: Final = 20
+"""Classes whose share moved most are shown; the rest adds less than they do."""
+
+
+def movers(now: pl.DataFrame, before: pl.DataFrame) -> list[dict[str, object]]:
+    """locale, intent, before, now: shares of a locale's labels in the parent and now, the most moved first (by PSI)."""
+    both = _shares(now, before).with_columns(psi=_psi())
+    rows = both.filter(pl.col("p") != pl.col("q")).sort("psi", "locale", "intent", descending=[True, False, False]).head(MOVERS)
+    return rows.select("locale", "intent", before=pl.col("p").round(4), now=pl.col("q").round(4), psi=pl.col("psi").round(4)).to_dicts()
+
+
+def _psi() -> pl.Expr:
+    p, q = pl.col("p").clip(FLOOR), pl.col("q").clip(FLOOR)
+    return (q - p) * (q / p).log()
 
 
 def _flips(name: str, now: pl.DataFrame, before: pl.DataFrame, text: str, value: str) -> Measure:

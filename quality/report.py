@@ -15,17 +15,20 @@ from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
-from quality import seeing
-from quality.goalmap import draw
+from quality import goalview, seeing, watch, worth
 from quality.markup import clean, html
 from quality.reasons import sentence
 from quality.reportdata import MAX_ROWS, ReportData, Rows
 
-MAX_JSON: Final = 1_300_000
+MAX_JSON: Final = 1_200_000
 """Bytes of one table's JSON: three such tables and the rest stay under five megabytes."""
+FEW_JSON: Final = 200_000
+"""Bytes of the JSON of a list for reading, of which there are three."""
 FEW_LOCALES: Final = 7
 """More locales than this do not fit beside each other; the others are in `other`."""
 OTHER: Final = "other"
+LONG: Final = 36
+"""Characters of a cell that may break into lines."""
 FEW_CARDS: Final = 4
 """Steps of the funnel that head the page, before the sizes of the release."""
 
@@ -82,10 +85,16 @@ def render_report(data: ReportData) -> str:
     sections = [
         ("gates", "Gates", _gates(data)),
         ("funnel", "From turns to released rows", _funnel(data)),
+        ("effect", "Did releases help?", watch.effect(data.watch)),
         ("goals", "Goals", _map(data)),
         ("rewrites", "Rewrites", _rewrites(data)),
         ("labels", "Labels", _labels(data)),
+        ("worth", "What it is worth", worth.part(data.worth)),
         ("not-proposed", "Not proposed, and why", _candidates(data)),
+        ("new", "New, or growing fast", _news(data)),
+        ("work", "Failing, and no target yet", _work(data)),
+        ("trends", "Days, coverage, drift", watch.trends(data.watch)),
+        ("defences", "Rings and personal data", watch.defences(data.watch, data.candidates)),
         ("signals", "Signals", seeing.signals(data.seeing) + _plain(data.signals)),
         ("gaps", "Time until the next turn", seeing.gaps(data.seeing)),
         ("reliability", "Does it come true?", seeing.reliability(data.seeing)),
@@ -300,6 +309,31 @@ def _candidates(data: ReportData) -> str:
     return f'<p class="sub">Every candidate was weighed; these are the decisions.</p>{table}{more}'
 
 
+def _news(data: ReportData) -> str:
+    """Words, and failing texts, that came up in the window's last days."""
+    seen = data.watch
+    if "late" not in seen:
+        return ""
+    lead = f"From {seen['late']} on, against the days from {seen['days'][0]}; users each, floored.{watch.sampled(seen)}"
+    parts = [f'<p class="sub">{escape(lead)}</p>']
+    for name, title, none in (("words", "Words", "No word is new or growing."), ("failing_more", "Failing texts", "No text fails more.")):
+        rows = seen.get(name) or []
+        table = _table(name, data, rows, watch.NEW_COLUMNS, "", FEW_JSON) if rows else f"<p>{none}</p>"
+        parts.append(f"<h3>{title}</h3>{table}")
+    return "".join(parts)
+
+
+def _work(data: ReportData) -> str:
+    """What the people who extend the assistant can do: texts that fail and that nothing known would serve."""
+    rows = watch.work_rows(data.watch)
+    if not rows:
+        return ""
+    total = data.watch.get("work_total", len(rows))
+    more = f" The {len(rows):,} most failed of {total:,}." if total > len(rows) else ""
+    lead = f"Texts that fail most of the users who say them, and that no other wording is known to serve: a work list.{more}"
+    return _table("work", data, rows, watch.WORK_COLUMNS, lead + watch.sampled(data.watch), FEW_JSON)
+
+
 def _borderline(data: ReportData) -> str:
     rows = data.seeing.get("borderline") or []
     lead = (
@@ -309,9 +343,9 @@ def _borderline(data: ReportData) -> str:
     return _table("borderline", data, rows, seeing.BORDERLINE_COLUMNS, lead) if rows else ""
 
 
-def _table(name: str, data: ReportData, rows: Rows, columns: tuple[tuple[str, str, str], ...], lead: str) -> str:
+def _table(name: str, data: ReportData, rows: Rows, columns: tuple[tuple[str, str, str], ...], lead: str, most: int = MAX_JSON) -> str:
     """A table that report.js sorts and searches: its rows as JSON that cannot end a script element."""
-    counts = [c for c in ("users", "source_users", "target_users") if c in {n for n, _, _ in columns}]
+    counts = [c for c in ("users", "source_users", "target_users", "late", "failed") if c in {n for n, _, _ in columns}]
     kept = [r for r in rows if all(_users(r, c, data.k) >= data.k for c in counts)][:MAX_ROWS]
     if not kept:
         return f'<p class="sub">{escape(lead)}</p><p>None.</p>' if name in data.rows_total else ""
@@ -320,7 +354,7 @@ def _table(name: str, data: ReportData, rows: Rows, columns: tuple[tuple[str, st
     for row in kept:
         line = _inert([clean(v) if isinstance(v := row.get(n), str) else _number(v) for n, _, _ in used])
         size += len(line.encode())
-        if size > MAX_JSON:
+        if size > most:
             break
         lines.append(line)
     total = max(data.rows_total.get(name, 0), len(kept))
@@ -356,15 +390,7 @@ def _number(value: object) -> float | int | str | None:
 
 
 def _map(data: ReportData) -> str:
-    svg = draw(data.goal_map, data.k)
-    if not svg:
-        return ""
-    shown = len(data.goal_map["goals"])
-    lead = (
-        f"The {shown} biggest of {data.goal_map.get('goals_total', shown):,} goals. A point is a text that users said, a line is evidence "
-        "that two texts ask for the same; hover over a point to read it. Each goal is named by one of its texts."
-    )
-    return f'<p class="sub">{escape(lead)}</p>{svg}'
+    return goalview.section(data.goal_map, data.k, lambda name, rows, columns: _table(name, data, rows, columns, ""), _plain)
 
 
 def _plain(rows: Rows) -> str:
@@ -373,6 +399,7 @@ def _plain(rows: Rows) -> str:
         return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
     kinds = {n: "n" if any(isinstance(r.get(n), (int, float)) and not isinstance(r.get(n), bool) for r in rows) else "w" for n in names}
+    kinds |= {n: "text" for n in names if any(isinstance(r.get(n), str) and len(r[n]) > LONG for r in rows)}
     head = "".join(f'<th class="{kinds[n]}">{html(n.replace("_", " "))}</th>' for n in names)
     body = "".join("<tr>" + "".join(f'<td class="{kinds[n]}">{_cell(r.get(n))}</td>' for n in names) + "</tr>" for r in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

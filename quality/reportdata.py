@@ -12,6 +12,7 @@ import polars as pl
 from quality.checks import floor_counts
 from quality.gates import Verdicts
 from quality.goalmap import goal_map
+from quality.goalview import goal_view
 from quality.release import Release
 from quality.scrub import has_placeholder
 
@@ -32,9 +33,11 @@ class ReportData:
     rewrites, labels, rejected: rows with their evidence; rewrites and labels are released figures.
     rows_total: rows of each table, of which the lists above may be the top (of `goals`: distinct goals).
     changes: {status: count} of rewrites. retired: {reason: count} of the parent's rewrites.
-    verdicts: fields of `quality.gates.Verdict`. goal_map: {points, edges, goals}, see `quality.goalmap`.
+    verdicts: fields of `quality.gates.Verdict`. goal_map: {points, edges, goals}, see `quality.goalmap`, what
+    `quality.goalview.goal_view` adds, and {models, recall} of `link`.
     signals: any table, one row per signal. seeing: what `pipelines.seeing.gather` made of the model, drawn by
-    `quality.seeing`. notes: sentences worth knowing.
+    `quality.seeing`. watch: what `pipelines.watch.gather` made of the votes, drawn by `quality.watch`. worth: what `sayagain
+    evaluate` and `adapt` found, drawn by `quality.worth`. notes: sentences worth knowing.
     timings: {stage, seconds, peak_mib, what}, never in the copy inside a release.
     """
 
@@ -57,6 +60,8 @@ class ReportData:
     goal_map: dict[str, Any] = field(default_factory=dict)
     signals: Rows = field(default_factory=list)
     seeing: dict[str, Any] = field(default_factory=dict)
+    watch: dict[str, Any] = field(default_factory=dict)
+    worth: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     timings: Rows | None = None
 
@@ -78,6 +83,7 @@ def report_data(
     verdicts: Verdicts | None = None,
     candidates: Mapping[str, pl.DataFrame | None] | None = None,
     goal_edges: pl.DataFrame | None = None,
+    goal_graph: pl.DataFrame | None = None,
     k: int = 3,
     **more: Any,
 ) -> ReportData:
@@ -104,7 +110,7 @@ def report_data(
     drops = release.dropped.select(step=_STEP, reason="reason", locale="locale", count="rows")
     data.funnel = [*data.funnel, *_steps(data.candidates, release, "released" if status == "released" else "fit for release")]
     data.drops = [*data.drops, *_not_proposed(data.candidates), *drops.to_dicts()]
-    data.goal_map = goal_map(tables["goals"], goal_edges)
+    data.goal_map |= goal_map(tables["goals"], goal_edges) | goal_view(tables["goals"], goal_graph)
     return data
 
 

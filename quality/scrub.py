@@ -5,7 +5,8 @@ A Polars prefilter (Rust regex over distinct texts) finds the few texts that may
 full-width, circled and superscript digits count as digits, and so do the digits of every script. Checksums and numbering
 plans are libraries' business: `stdnum` (cards, IBANs), `phonenumbers` (national numbers), `ipaddress`, `urllib`.
 
-Names and street addresses are not looked for: without a model that knows them, a text said by k users is the guard.
+Names and street addresses are not looked for here: `quality.names` hides those that the assistant itself found, if it is told
+to; without, a text said by k users is the guard.
 """
 
 from __future__ import annotations

@@ -78,9 +78,9 @@ def _signals(rows: Rows, meanings: Mapping[str, str]) -> str:
     for r in sorted(rows, key=lambda r: (r["weight"] is None, -abs(r["weight"] or 0.0), r["signal"])):
         says = "" if r["weight"] is None else f"{r['weight']:+.2f}"
         lines.append(
-            f"<tr><td>{html(r['signal'])}<br><span class='soft'>{html(meanings.get(r['signal'], ''))}</span></td>{_share(r['logged'])}"
-            f'{_share(r["fires"])}<td class="n">{says}</td><td class="bar">{_diverging((r["weight"] or 0.0) / top)}</td>{_share(r["failed"])}'
-            f"{_share(r['accuracy'])}{_share(r['overlap'])}{_share(r['conflict'])}</tr>"
+            f"<tr><td>{html(r['signal'])}<br><span class='soft'>{html(meanings.get(r['signal'], ''))}</span></td>{percent(r['logged'])}"
+            f'{percent(r["fires"])}<td class="n">{says}</td><td class="bar">{_diverging((r["weight"] or 0.0) / top)}</td>{percent(r["failed"])}'
+            f"{percent(r['accuracy'])}{percent(r['overlap'])}{percent(r['conflict'])}</tr>"
         )
     names = ("logged", "fires", "weight", "", "failed", "accuracy", "overlap", "conflict")
     head = "<th>signal</th>" + "".join(f'<th class="n">{n}</th>' if n else "<th></th>" for n in names)
@@ -92,8 +92,8 @@ def _views(rows: Rows, seen: Mapping[str, Any], locale: str) -> str:
         return ""
     top = max(r["weight"] for r in rows) or 1.0
     lines = "".join(
-        f'<tr><td>{html(r["view"])}</td>{_share(r["coverage"])}<td class="n">{r["weight"]:.2f}</td>'
-        f'<td class="bar"><i style="width:{100 * r["weight"] / top:.1f}%"></i></td>{_share(r["accuracy"])}{_share(r["turns"])}{_share(r["conflict"])}</tr>'
+        f'<tr><td>{html(r["view"])}</td>{percent(r["coverage"])}<td class="n">{r["weight"]:.2f}</td>'
+        f'<td class="bar"><i style="width:{100 * r["weight"] / top:.1f}%"></i></td>{percent(r["accuracy"])}{percent(r["turns"])}{percent(r["conflict"])}</tr>'
         for r in rows
     )
     names = ("speaks", "weight", "", "accuracy", "turns it", "conflict")
@@ -164,7 +164,7 @@ def _gap_picture(locale: str, curves: Rows, span: tuple[float, float], most: flo
 
     marks = [s for s in (1, 3, 10, 30, 60, 300, 1800, 7200, 43200) if span[0] <= math.log(s) <= span[1]]
     named = {60: "1 min", 300: "5 min", 1800: "30 min", 7200: "2 h", 43200: "12 h"}
-    out = [_tick(x(s), named.get(s, f"{s} s")) for s in marks]
+    out = [tick(x(s), named.get(s, f"{s} s")) for s in marks]
     out += [
         f'<text class="t" x="{LEFT - 5}" y="{y(v) + 4:.1f}" text-anchor="end">{v:+.0f}</text>'
         for v in (-math.floor(most), 0, math.floor(most))
@@ -182,7 +182,7 @@ def _gap_picture(locale: str, curves: Rows, span: tuple[float, float], most: flo
                 f'<text class="t l{n % LINES}" x="{WIDE - RIGHT}" y="{ABOVE + 12 + 13 * n}" text-anchor="end">{html(channel, 24)}</text>'
             )
     name = "all locales" if locale == "*" else locale
-    return _figure(f"{name}, {max(c['pairs'] for c in curves):,} pairs", f"Gap curve of {name}", out, "seconds until the next turn")
+    return figure(f"{name}, {max(c['pairs'] for c in curves):,} pairs", f"Gap curve of {name}", out, "seconds until the next turn")
 
 
 def reliability(seen: Mapping[str, Any]) -> str:
@@ -231,7 +231,7 @@ def _diagram(d: Mapping[str, Any]) -> str:
     def y(p: float) -> float:
         return ABOVE + (HIGH - ABOVE - BELOW) * (1 - p)
 
-    out = [_tick(x(p), f"{p:g}") for p in (0, 0.25, 0.5, 0.75, 1)]
+    out = [tick(x(p), f"{p:g}") for p in (0, 0.25, 0.5, 0.75, 1)]
     out += [f'<text class="t" x="{LEFT - 5}" y="{y(p) + 4:.1f}" text-anchor="end">{p:g}</text>' for p in (0, 0.5, 1)]
     out.append(f'<line class="ideal" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>')
     path = " ".join(f"{x(p):.1f},{y(q):.1f}" for p, q, _ in d["bins"])
@@ -243,22 +243,22 @@ def _diagram(d: Mapping[str, Any]) -> str:
             f'<circle class="p dot" cx="{x(p):.1f}" cy="{y(q):.1f}" r="{2.5 + 5 * math.sqrt(n / biggest):.1f}"><title>{title}</title></circle>'
         )
     caption = f"{d['locale'] or 'all locales'}: {d['n']:,} cases, ECE {d['ece']:.3f}"
-    return _figure(caption, f"Reliability diagram, {caption}", out, "predicted; up: happened")
+    return figure(caption, f"Reliability diagram, {caption}", out, "predicted; up: happened")
 
 
-def _tick(x: float, text: str) -> str:
+def tick(x: float, text: str) -> str:
     base = HIGH - BELOW
     return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/><text class="t" x="{x:.1f}" y="{base + 16}" text-anchor="middle">{text}</text>'
 
 
-def _figure(caption: str, label: str, parts: list[str], axis: str) -> str:
+def figure(caption: str, label: str, parts: list[str], axis: str) -> str:
     frame = f'<rect class="frame" x="{LEFT}" y="{ABOVE}" width="{WIDE - LEFT - RIGHT}" height="{HIGH - ABOVE - BELOW}"/>'
     title = f'<text class="h" x="{LEFT}" y="14">{html(caption, 60)}</text>'
     foot = f'<text class="t" x="{(WIDE + LEFT - RIGHT) / 2}" y="{HIGH - 4}" text-anchor="middle">{html(axis)}</text>'
     return f'<svg class="plot" viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{html(label)}">{frame}{"".join(parts)}{title}{foot}</svg>'
 
 
-def _share(value: float | None) -> str:
+def percent(value: float | None) -> str:
     """A share as a cell in percent, with enough digits for a rare one."""
     if value is None:
         return '<td class="n"></td>'

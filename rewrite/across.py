@@ -3,8 +3,9 @@
 Two clusters meet when each is the other's nearest in the space of one model, after the mean of its locale is taken away
 (languages lie apart in every multilingual model), and when those as near as that were mostly served the same: one intent, with
 slots of the same names and the same numbers in them. Who was served something else never meets, and where a log cannot tell
-(too few clusters that were served, or no intents), no locales meet: the nearest of unrelated texts is too often as near as
-a translation (measured: right in .47 to .66 of the cases), and a random pair does not tell the two apart. A goal holds at most one
+(too few clusters that were served, or no intents at all), no locales meet: the nearest of unrelated texts is too often as near as
+a translation (measured: right in .47 to .66 of the cases), and a random pair does not tell the two apart. Where one of two locales
+has no intents, a language just launched, the wordings of its clusters must agree with each other on what they are near to. A goal holds at most one
 cluster of every locale: whatever is wrong here, the goals inside a locale stay as they are.
 """
 
@@ -59,10 +60,11 @@ def join_locales(
             lo: _clusters(np.flatnonzero(there & (names == name) & (locale == lo)), cluster, weight, vectors, meaning)
             for lo in sorted(set(locale[there & (names == name)]))
         }
+        halves = {lo: _halves(np.flatnonzero(there & (names == name) & (locale == lo)), cluster, vectors) for lo in sides}
         order = list(sides)
         for n, a in enumerate(order):
             for b in order[n + 1 :]:
-                found += _meet(sides[a], sides[b])
+                found += _meet(sides[a], sides[b], halves[a], halves[b])
     found.sort(key=lambda f: (-f[2], f[0], f[1]))
     into: dict[int, int] = {}
     held: dict[int, set[str]] = {}
@@ -106,13 +108,41 @@ def _clusters(rows: np.ndarray, cluster: np.ndarray, weight: np.ndarray, vectors
     return numbers, means.astype(np.float32), np.array(most, dtype=object)
 
 
-def _meet(left: Side, right: Side) -> list[tuple[int, int, float, float, float | None]]:
+def _halves(rows: np.ndarray, cluster: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """(clusters of two texts or more, 2, d): the unit means of every other text of a cluster, without the mean of the locale."""
+    if not len(rows):
+        return np.zeros((0, 2, vectors.shape[1]), np.float32)
+    order = rows[np.argsort(cluster[rows], kind="stable")]
+    _, first, at, count = np.unique(cluster[order], return_index=True, return_inverse=True, return_counts=True)
+    half = 2 * at + (np.arange(len(order)) - first[at]) % 2
+    sums = np.zeros((2 * len(count), vectors.shape[1]))
+    np.add.at(sums, half, vectors[order])
+    means = (sums / np.maximum(np.bincount(half, minlength=len(sums)), 1)[:, None]).reshape(len(count), 2, -1)
+    means = means[count > 1] - vectors[order].mean(axis=0, dtype=np.float64)
+    return (means / np.maximum(np.linalg.norm(means, axis=2, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def _by_wordings(halves: np.ndarray, known: Side, ids: np.ndarray) -> pl.DataFrame | None:
+    """Probability over cosine for a locale that was served nothing known: how often two halves of a cluster's wordings, each
+    by itself, are nearest to one meaning of the other locale. Both must be right for that (or wrong alike), so the share
+    says less than one wording's probability, never more by chance. None where too few can be asked."""
+    there = np.flatnonzero(ids >= 0)
+    if not len(halves) or not len(there):
+        return None
+    none = np.full(len(halves), -1)
+    (to_a, cosine_a), (to_b, cosine_b) = (_nearest(halves[:, n], known[1][there], none, np.full(len(there), -1)) for n in (0, 1))
+    return isotonic_curve(np.minimum(cosine_a, cosine_b), ids[there][to_a] == ids[there][to_b])
+
+
+def _meet(left: Side, right: Side, left_halves: np.ndarray, right_halves: np.ndarray) -> list[tuple[int, int, float, float, float | None]]:
     """(cluster, cluster, probability, cosine, same interpretation) of clusters of two locales that are each other's nearest."""
     ids = {name: n for n, name in enumerate(sorted({*left[2], *right[2]} - {""}))}
     of_a, of_b = (np.array([ids.get(name, -1) for name in side[2]]) for side in (left, right))
     a, b, cosine = _mutual(left[1], right[1], np.full(len(of_a), -1), np.full(len(of_b), -1))
     judged = (of_a[a] >= 0) & (of_b[b] >= 0)
     curve = isotonic_curve(cosine[judged], of_a[a[judged]] == of_b[b[judged]])
+    if curve is None and (of_a < 0).all() != (of_b < 0).all():  # one of them, a language just launched, has no intents
+        curve = _by_wordings(left_halves, right, of_b) if (of_a < 0).all() else _by_wordings(right_halves, left, of_a)
     if curve is None:
         return []
     a, b, cosine = _mutual(left[1], right[1], of_a, of_b)

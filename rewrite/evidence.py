@@ -179,7 +179,7 @@ class Options:
     lift: float = 0.8  # least probability that the target does better than the source left alone
     burst: float = 1e-5  # a day's users of a source this unlikely came together: one honest day in 10^5 is lost
     scarce: float = 2.0  # a target with fewer outside users per user who went to it must be asked for in other wordings too
-    label: float = 0.7  # least confidence of a label
+    label: float = 0.8  # least confidence of a label: just above it three of four are right, below it fewer
     negatives: int = 2  # per positive pair
     pairs_per_goal: int = 40
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from rewrite.neighbours import near_cosine, random_cosines
+from rewrite.neighbours import Near, near_cosine, random_cosines
 
 SERVED = 0.5
 """A text counts as served from here on: it is more often right than wrong."""
@@ -103,10 +104,14 @@ class Similar:
     curves: pl.DataFrame  # locale, source (interpretations, asked_again, background, none), cosine, probability, pairs, positives
 
 
-def mutual_neighbours(vectors: np.ndarray, rows: np.ndarray, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def mutual_neighbours(
+    vectors: np.ndarray, rows: np.ndarray, k: int, seed: int = 0, near: Near | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """(left, right, cosine, recall) of pairs of `rows` that are each among the other's `k` nearest, left < right, sorted; and which
-    share of the true nearest a sample found (1 where the search is exact)."""
-    near = near_cosine(vectors[rows], k, seed)
+    share of the true nearest a sample found (1 where the search is exact). `near`: the neighbours of `rows`, if they are known."""
+    near = near or near_cosine(vectors[rows], k, seed)
+    if len(near.indices) != len(rows):
+        raise ValueError(f"near: neighbours of {len(near.indices)} rows for {len(rows)} texts with a vector; search them anew")
     indices, cosines = near.indices, near.cosines
     n, width = indices.shape
     there = indices.ravel() >= 0  # where cells were searched, a text may have fewer
@@ -119,7 +124,13 @@ def mutual_neighbours(vectors: np.ndarray, rows: np.ndarray, k: int, seed: int =
 
 
 def similar_pairs(
-    texts: pl.DataFrame, vectors: np.ndarray | None, meaning: Interpretations, links: pl.DataFrame, k: int = NEIGHBOURS, seed: int = 0
+    texts: pl.DataFrame,
+    vectors: np.ndarray | None,
+    meaning: Interpretations,
+    links: pl.DataFrame,
+    k: int = NEIGHBOURS,
+    seed: int = 0,
+    near: Mapping[str, Near] | None = None,
 ) -> Similar:
     """Nearest neighbours inside each locale and what their cosine is worth there.
 
@@ -136,7 +147,7 @@ def similar_pairs(
             rows = np.arange(start, stop)[there[start:stop]]
             if len(rows) < 2:
                 continue
-            left, right, cosine, recall = mutual_neighbours(vectors, rows, k, seed)
+            left, right, cosine, recall = mutual_neighbours(vectors, rows, k, seed, (near or {}).get(locale[start]))
             alike = same_numbers(utterances, left, right)
             left, right, cosine = left[alike], right[alike], cosine[alike]
             source, curve = _curve(left, right, cosine, vectors[rows], meaning, links, seed)

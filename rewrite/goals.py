@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ import polars as pl
 from rewrite.across import join_locales, meaning_name
 from rewrite.contracts import GOAL_CHANGES, GOAL_EDGES, GOALS
 from rewrite.goal_evidence import NEIGHBOURS, SERVED, Interpretations, Similar, interpretations, similar_pairs
+from rewrite.neighbours import Near
 
 LEAST = 0.5
 """Probability from which a text joins a goal that is known by what was served."""
@@ -59,6 +61,7 @@ def build_goals(
     neighbours: int = NEIGHBOURS,
     seed: int = 0,
     models: pl.Series | None = None,
+    near: Mapping[str, Near] | None = None,
 ) -> GoalGraph:
     """Every text gets exactly one goal; the result does not depend on the order of any rows.
 
@@ -72,6 +75,8 @@ def build_goals(
       two clusters of which neither is known join each other; `neighbours`: per text, from the embedding.
     - `models`: the model that made each row of `vectors`, null where there is none; by default one model made all. Locales meet
       (`rewrite.across`) only where one model reads both.
+    - `near`: per locale the neighbours of its texts that have a vector, in the order of their keys, where they were searched before
+      (`pipelines.cells`); the others are searched here.
 
     Raises ValueError for misaligned vectors, repeated texts, or a probability out of range.
     """
@@ -89,7 +94,7 @@ def build_goals(
 
     meaning = interpretations(texts, served)
     pairs = _indexed_links(texts, links)
-    similar = similar_pairs(texts, vectors, meaning, pairs, neighbours, seed)
+    similar = similar_pairs(texts, vectors, meaning, pairs, neighbours, seed, near)
     cluster = _agglomerate(meaning, pairs, similar, least, least_unknown, neighbours)
 
     edges = _edges(texts, meaning, pairs, similar)
@@ -359,21 +364,49 @@ def _stable_ids(goals: pl.DataFrame, last: pl.DataFrame | None) -> tuple[list[st
     return ordered, table.sort("change", "old_goal_id", "new_goal_id", nulls_last=True)
 
 
+PICTURED = 50_000
+"""Texts that the directions of the picture are learned from: more move no point by the width of a point."""
+
+
 def _picture(goals: pl.DataFrame, vectors: np.ndarray | None) -> pl.DataFrame:
-    """`x`, `y`: the two main directions of the texts' vectors, for a scatter plot; null where a text has no vector."""
-    x = y = np.full(goals.height, np.nan)
-    if vectors is not None and goals.height > 2:
-        there = np.abs(vectors).max(axis=1) > 0
-        if there.sum() > 2:
-            known = vectors[there].astype(np.float64)
-            centre = known.mean(axis=0)
-            _, axes = np.linalg.eigh((known - centre).T @ (known - centre))
-            axes = axes[:, -1:-3:-1]
-            axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1, 1)  # a direction has no sign of its own
-            at = np.full((goals.height, 2), np.nan)
-            at[there] = (known - centre) @ axes
-            x, y = np.round(at, 4).T
+    """`x`, `y`: the two directions that tell goals apart most, for a scatter plot; null where a text has no vector.
+
+    Each locale is centred and scaled first (languages lie apart in every model, and models differ); the directions are the principal
+    ones of the goals' means, so that the texts of a goal stay together.
+    """
+    at = np.full((goals.height, 2), np.nan)
+    there = np.flatnonzero(np.abs(vectors).max(axis=1) > 0) if vectors is not None and goals.height > 2 else np.zeros(0, np.int64)
+    if vectors is None or len(there) < 3:
+        return goals.with_columns(x=pl.lit(None, pl.Float64), y=pl.lit(None, pl.Float64))
+    locale = np.unique(goals["locale"].to_numpy()[there], return_inverse=True)[1]
+    goal = np.unique(goals["goal_id"].to_numpy()[there], return_inverse=True)[1]
+    size = np.bincount(goal)
+    of = np.flatnonzero(size > 1)  # a text alone says nothing of what holds texts together
+    shown = np.isin(goal, of[np.cumsum(size[of]) <= PICTURED])
+    if len(np.unique(goal[shown])) < 3:
+        shown = np.arange(len(there)) < PICTURED
+    centre = np.stack([vectors[there[locale == lo]].mean(axis=0, dtype=np.float64) for lo in range(locale.max() + 1)])
+    spread = np.sqrt(np.maximum(1 - (centre**2).sum(axis=1), 1e-9))  # of unit rows
+
+    def placed(rows: np.ndarray) -> np.ndarray:
+        return (vectors[there[rows]] - centre[locale[rows]]) / spread[locale[rows], None]
+
+    means = _means(placed(np.flatnonzero(shown)), np.unique(goal[shown], return_inverse=True)[1])
+    _, axes = np.linalg.eigh(means.T @ means)
+    axes = axes[:, -1:-3:-1]
+    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), [0, 1]] < 0, -1, 1)  # a direction has no sign of its own
+    for start in range(0, len(there), PICTURED):
+        rows = np.arange(start, min(start + PICTURED, len(there)))
+        at[there[rows]] = placed(rows) @ axes
+    x, y = np.round(at, 4).T
     return goals.with_columns(x=pl.Series(x).fill_nan(None), y=pl.Series(y).fill_nan(None))
+
+
+def _means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """(groups, d): the mean of each group's rows; groups are numbered from 0, none empty."""
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(group.max() + 1))
+    return np.add.reduceat(values[order], starts, axis=0) / np.bincount(group)[:, None]
 
 
 def _edge_table(texts: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:

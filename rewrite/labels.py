@@ -1,8 +1,9 @@
 """Candidate labels: what a text means, by what served the people who said it.
 
-P(c | s) = h [own = c] + (1 - h) m_c / (sum of m + 1/2): with probability h the text is served and its own interpretation
-stands; else it means what its users were served with in the end, read off the absorbing chain (m_c: users of s who end on
-served texts of interpretation c). A goal adds what its other texts mean. The majority vote of users stands beside it.
+P(c | s) = h [own = c] + (1 - h) q_c: with probability h the text is served and its own interpretation stands; else it means
+what its users were served with in the end, read off the absorbing chain, each of them a witness (`rewrite.witnesses`). A
+goal adds what its other texts mean; in a locale without any intent, a language just launched, what those of other locales do. The majority vote of users stands beside it, and takes its place
+in a locale where held-out users side with it (`rewrite.majority`).
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from rewrite import majority, spans, witnesses
 from rewrite.contracts import CANDIDATE_LABELS
 from rewrite.pool import MILLION, Pool
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
 
-UNKNOWN = 0.5
-"""Half a user's worth of doubt: what users of a failed text want may be served nowhere."""
+MEETS = 0.85
+"""P(two locales' texts of one goal mean the same): locales meet from .7 on (`rewrite.across`), where four of five pairs are
+right, and more of them above that."""
 GOAL_USERS = 0.5
-"""What the goal's other texts mean counts as much as half a user: it breaks ties and speaks where nobody asked again."""
-LEAST = 0.05
-"""Interpretations less likely than this are not listed."""
+"""What the goal's other texts mean counts as much as half a user, where users do not say more: a text is in its goal because
+some of them asked again, and they count once."""
 
 
 def mine(pool: Pool, options: Options) -> pl.DataFrame:
@@ -31,25 +33,18 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     The likeliest intent of every text; `reason` is the origin when proposed (own, projected, goal), else the first of
     placeholder, below_k, unsure. Empty when the log has no intents.
     """
-    h = pool.texts.select("id", h="works")
-    mass = _masses(pool)
-    total = mass.group_by("id").agg(total=pl.col("mass").sum())
-    chance = (
-        mass.join(total, on="id")
-        .join(h, on="id")
-        .with_columns(chance=pl.col("own") * pl.col("h") + (1 - pl.col("h")) * pl.col("mass") / (pl.col("total") + UNKNOWN))
-    )
-    best = chance.sort("id", "chance", "intent", descending=[False, True, False]).unique("id", keep="first", maintain_order=True)
-    rows = best.join(_slots(pool, best, options), on=["id", "intent"], how="left").join(_majority(pool), on="id", how="left")
-    part = {
-        "own": pl.col("own") * pl.col("h"),
-        "projected": (1 - pl.col("h")) * pl.col("projected"),
-        "goal": (1 - pl.col("h")) * pl.col("goal_mass"),
-    }
+    voted = majority.votes(pool)
+    contest = majority.contest(pool, lambda half: _best(_chances(half)), options.k)
+    lost = pool.texts.join(contest.filter("vote_wins"), on="locale", how="semi").select("id")
+    best = _best(_chances(pool), voted.join(lost, on="id", how="semi"))
+    rows = best.join(_slots(pool, best, options), on=["id", "intent"], how="left").join(voted, on="id", how="left")
+    users = pl.max_horizontal("projected", "goal_mass") == pl.col("projected")
     origin = (
-        pl.when((part["own"] >= part["projected"]) & (part["own"] >= part["goal"]))
+        pl.when("foreign")
+        .then(pl.lit("goal"))
+        .when(pl.col("own") * pl.col("h") >= pl.col("failed") * pl.col("belief"))
         .then(pl.lit("own"))
-        .when(part["projected"] >= part["goal"])
+        .when(users)
         .then(pl.lit("projected"))
         .otherwise(pl.lit("goal"))
     )
@@ -73,8 +68,26 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     return rows.select(pl.col(n).cast(d) for n, d in schema.items()).with_columns(pl.col(pl.Float64).round(6) + 0.0)
 
 
+def _chances(pool: Pool) -> pl.DataFrame:
+    """`_masses` with `h`, `belief` and P(the text means this intent) as `chance`."""
+    mass = _masses(pool)
+    h = 1 - pl.col("failed")
+    mass = mass.with_columns(witnesses.beliefs(mass)[0])
+    mass = mass.with_columns(h=h, chance=pl.col("own") * h + pl.col("failed") * pl.col("belief"), foreign=pl.lit(False))
+    return pl.concat([mass.drop("locale", "users"), _foreign(pool)], how="diagonal").sort("id", "intent")
+
+
+def _best(chances: pl.DataFrame, votes: pl.DataFrame | None = None) -> pl.DataFrame:
+    """The likeliest intent of every text; that of `votes`, as sure as their share, for the texts that are in it."""
+    if votes is not None:
+        voted = chances.join(votes.rename({"majority_intent": "intent"}), on=["id", "intent"], how="semi")
+        voted = voted.join(votes.select("id", "majority_share"), on="id").with_columns(chance="majority_share").drop("majority_share")
+        chances = pl.concat([chances.join(votes, on="id", how="anti"), voted])
+    return chances.sort("id", "chance", "intent", descending=[False, True, False]).unique("id", keep="first", maintain_order=True)
+
+
 def _masses(pool: Pool) -> pl.DataFrame:
-    """Per (id, intent): own share of the served interpretation, projected and goal mass in users, and their sum."""
+    """Per (id, intent), sorted: own share of the served interpretation, projected and goal mass in users, and what `witnesses` needs."""
     own = pool.meanings.group_by("id", "intent").agg(pl.col("served").sum())
     own = own.select("id", "intent", own=pl.col("served") / pl.col("served").sum().over("id").clip(1))
     meaning = pool.texts.filter(pl.col("intent").is_not_null()).select(t="id", intent="intent", goal="goal", th="served", tu="users")
@@ -96,24 +109,55 @@ def _masses(pool: Pool) -> pl.DataFrame:
         own.join(projected, on=on, how="full", coalesce=True)
         .join(goal, on=on, how="full", coalesce=True)
         .with_columns(pl.col("own", "projected", "goal_mass").fill_null(0.0))
-        .with_columns(mass=pl.col("projected") + pl.col("goal_mass"))
+        .with_columns(witnesses=pl.max_horizontal("projected", "goal_mass"))
+        .join(pool.texts.select("id", "locale", "users", failed=1 - pl.col("works")), on="id")
+        .join(_base(pool), on=["locale", "intent"], how="left")
         .sort(on)
     )
 
 
+def _foreign(pool: Pool) -> pl.DataFrame:
+    """`_chances` of the texts of locales without any intent: what the texts of other locales in their goal are served with."""
+    texts = pool.texts.filter(pl.col("goal_id").is_not_null())
+    silent = pool.texts.group_by("locale").agg(pl.col("intent").is_null().all()).filter("intent").select("locale")
+    weight = (pl.col("served") * pl.min_horizontal("users", 30) * MILLION).round().cast(pl.Int64)
+    known = texts.filter(pl.col("intent").is_not_null(), pl.col("served") >= 0.5).group_by("goal_id", "intent").agg(w=weight.sum())
+    share = known.select("goal_id", "intent", share=pl.col("w") / pl.col("w").sum().over("goal_id"))
+    wanted = texts.join(silent, on="locale", how="semi").select("id", "goal_id", "membership")
+    return wanted.join(share, on="goal_id").select(
+        "id",
+        "intent",
+        own=pl.lit(0.0),
+        projected=pl.lit(0.0),
+        goal_mass=MEETS * pl.col("membership") * pl.col("share"),
+        chance=MEETS * pl.col("membership") * pl.col("share"),
+        h=pl.lit(0.0),
+        failed=pl.lit(1.0),
+        foreign=pl.lit(True),
+    )
+
+
+def _base(pool: Pool) -> pl.DataFrame:
+    """`locale, intent, base`: the share of each intent in what the users of a locale were served with."""
+    served = pool.meanings.join(pool.texts.select("id", "locale"), on="id").group_by("locale", "intent").agg(pl.col("served").sum())
+    return served.select("locale", "intent", base=pl.col("served") / pl.col("served").sum().over("locale").clip(1))
+
+
 def _slots(pool: Pool, best: pl.DataFrame, options: Options) -> pl.DataFrame:
     """Slots and assistant version of a label: of the text's own interpretation when it has that intent, else of the most
-    reached text of that intent. Slots of texts that fewer than k users said stay away."""
+    reached text of that intent, as the text itself says them (`rewrite.spans`). Slots of texts that fewer than k users said
+    stay away."""
     own = pool.meanings.unique(["id", "intent"], keep="first", maintain_order=True).select("id", "intent", "slots", "assistant_version")
     far = (
         pool.reach.join(pool.texts.filter(pl.col("users") >= options.k).select(t="id", intent="intent"), on="t")
         .sort("s", "intent", "score", "t", descending=[False, False, True, False])
         .unique(["s", "intent"], keep="first", maintain_order=True)
         .join(own.rename({"id": "t", "slots": "t_slots", "assistant_version": "t_version"}), on=["t", "intent"], how="left")
-        .select("intent", "t_slots", "t_version", id="s")
+        .select("intent", "t_slots", "t_version", "t", id="s")
     )
     rows = best.select("id", "intent", served=pl.col("own") * pl.col("h") >= (1 - pl.col("h")) * pl.col("projected"))
     rows = rows.join(own, on=["id", "intent"], how="left").join(far, on=["id", "intent"], how="left")
+    rows = rows.with_columns(t_slots=_projected(rows, pool.texts["utterance"]))
     return rows.select(
         "id",
         "intent",
@@ -122,23 +166,9 @@ def _slots(pool: Pool, best: pl.DataFrame, options: Options) -> pl.DataFrame:
     )
 
 
-def _majority(pool: Pool) -> pl.DataFrame:
-    """The vote of users: each votes for what the assistant understood, those who asked again for what it understood then."""
-    own = pool.meanings.group_by("id", "intent").agg(n=pl.col("served").sum())
-    served = (pl.col("served") * MILLION).round().cast(pl.Int64)
-    meaning = pool.texts.filter(pl.col("intent").is_not_null()).select("intent", t="id", th=served)
-    again = (
-        pool.asks.join(meaning, on="t")
-        .with_columns(v=pl.col("value") * pl.col("th") // MILLION)
-        .sort("s", "ask", "v", "t", descending=[False, False, True, False])
-        .unique(["s", "ask"], keep="first", maintain_order=True)
-        .group_by("intent", id="s")
-        .agg(n=pl.col("v").sum())
-    )
-    votes = pl.concat([own, again.select("id", "intent", "n")]).group_by("id", "intent").agg(pl.col("n").sum())
-    return (
-        votes.sort("id", "n", "intent", descending=[False, True, False])
-        .with_columns(majority_share=pl.col("n") / pl.col("n").sum().over("id").clip(1))
-        .unique("id", keep="first", maintain_order=True)
-        .select("id", "majority_share", majority_intent="intent")
-    )
+def _projected(rows: pl.DataFrame, utterances: pl.Series) -> pl.Series:
+    """`t_slots` of each row, spoken by the text `id` instead of the text `t`."""
+    wanted = rows.with_row_index("at").filter(~pl.col("served").fill_null(True), pl.col("t_slots").is_not_null(), pl.col("t_slots") != "{}")
+    sources, targets = utterances.gather(wanted["id"]), utterances.gather(wanted["t"])
+    said = [spans.project(*each) for each in zip(wanted["t_slots"], targets, sources, strict=True)]
+    return rows["t_slots"].scatter(wanted["at"], pl.Series(said, dtype=pl.String))

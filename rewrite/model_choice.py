@@ -44,22 +44,23 @@ def separation(left: np.ndarray, right: np.ndarray) -> Separation:
     return Separation(float(1 - above.mean()), np.clip(1 - above / FAR_END, 0, 1))
 
 
-def choose(measured: Sequence[tuple[str, Separation | None, float]]) -> tuple[str, str]:
+def choose(measured: Sequence[tuple[str, Separation | None, float]], last: str) -> tuple[str, str]:
     """(the encoder, why).
 
-    `measured`: (name, separation, share of tokens it reads) per encoder, the cheapest first among those that read a language by
-    itself and n-grams, which read anything and know nothing, last. The first one is taken unless a later one is surely better.
+    `measured`: (name, separation, share of tokens it reads) per encoder, in the order of their cost. The first one is taken unless a
+    later one is surely better than the best before it, so that nobody pays for a tie. With too few pairs to tell: the first one that
+    reads the language, `last` (n-grams: they read anything and know nothing) only after all others.
     """
-    names = [name for name, _, _ in measured]
     found = [s for _, s, _ in measured]
     if any(s is None or len(s.far) < FEWEST_PAIRS for s in found):
-        name = next(name for name, _, reads in measured if reads >= READS)
+        ordered = sorted(measured, key=lambda m: m[0] == last)
+        name = next(name for name, _, reads in ordered if reads >= READS)
         return name, "too few asked-again pairs; the first model that reads the language"
     best = 0
-    for i in range(1, len(names)):
+    for i in range(1, len(measured)):
         a, b = found[i], found[best]
         assert a is not None and b is not None
         gain = a.far - b.far
         if gain.mean() > SURE * max(float(gain.std()), 1e-9) / np.sqrt(len(gain)):
             best = i
-    return names[best], "separates asked-again pairs best" if best else "no other one separates asked-again pairs surely better"
+    return measured[best][0], "separates asked-again pairs best" if best else "no other one separates asked-again pairs surely better"

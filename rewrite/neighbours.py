@@ -1,12 +1,15 @@
 """Nearest neighbours by cosine: exact in blocks up to `EXACT` rows, inside cells beyond, with the recall of a sample.
 
-Cells are an inverted file: centres learned from a sample, every row in its nearest cell, every row searched in the cells
-nearest to it. The three steps are functions of their own (`train_cells`, `assign_cells`, `search_cell`), so that a
-distributed job can train once, assign anywhere, group by cell and search each cell alone; `near_cosine` does it here.
+Cells are an inverted file: centres learned from a sample, every row at home in the nearest one, every row searched in the cells
+nearest to it. How many cells that takes is counted, not tried: of a sample of rows the true neighbours are found once, and
+the share of them that live within the first `p` cells is the recall of looking into `p`.
+
+The steps are functions of their own, of which `near_cosine` is the way on one machine, and `pipelines.cells` the way on Beam.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +17,15 @@ import numpy as np
 EXACT = 50_000
 """Rows up to which search is exact: about 10 s there (512 dimensions, 2 cores), growing with the square."""
 
-PER_CELL = 1_000
-"""Rows of a cell: at a million rows a thousand cells, so that finding the cells and searching a dozen of them cost alike per row."""
-
-PROBES = 12
-"""Cells a row is searched in, doubled until the sampled recall is `RECALL`."""
+PER_CELL = 500
+"""Rows of a cell: at a million rows 2,000 cells, so that finding a row's cells costs less than searching 40 of them, and more than a tenth."""
 
 RECALL = 0.98
 SAMPLE = 1_000
 """Rows whose exact neighbours are looked up: the standard error of a recall of .98 over 10,000 neighbours is .0014."""
+
+TRAIN = 64
+"""Rows per cell that centres are learned from: more move them less than the next round does."""
 
 ROUNDS = 8
 """Of Lloyd's algorithm: the cells need not be the best, only of one neighbourhood."""
@@ -46,23 +49,40 @@ def top_cosine(vectors: np.ndarray, k: int, block: int = BLOCK) -> tuple[np.ndar
     if k == 0:
         return np.zeros((n, 0), np.int64), np.zeros((n, 0), np.float32)
     table = np.ascontiguousarray(vectors, dtype=np.float32)
-    spare = min(k + 8, n)  # itself, and room for ties at the end of the list
-    indices, cosines = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
-    for start in range(0, n, block):
-        similarities = table[start : start + block] @ table.T
-        rows = np.arange(len(similarities))
-        similarities[rows, start + rows] = -2.0
-        index = _largest(similarities, spare)
-        value = np.round(np.take_along_axis(similarities, index, axis=1), 5)
+    rows = np.arange(n)
+    return search(table, rows, table, rows, k, block)
+
+
+def search(
+    queries: np.ndarray, query_rows: np.ndarray, members: np.ndarray, member_rows: np.ndarray, k: int, block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows int64 (q, k), cosines float32 (q, k)) of the `k` members nearest to each query, itself left out, nearest first; -1 and -2
+    where there are fewer. `queries`, `members`: float32 unit rows; `member_rows` ascending. Equal cosines in the order of the row."""
+    rows, cosines = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -2, np.float32)
+    width = min(k + 8, len(members))  # itself, and room for ties at the end of the list
+    if not width or not len(queries):
+        return rows, cosines
+    own = np.minimum(np.searchsorted(member_rows, query_rows), len(members) - 1)
+    found = np.flatnonzero(member_rows[own] == query_rows)
+    for start in range(0, len(queries), block):
+        part = slice(start, start + block)
+        cosine = queries[part] @ members.T
+        here = found[np.searchsorted(found, start) : np.searchsorted(found, start + block)]
+        cosine[here - start, own[here]] = -2.0
+        index = _largest(cosine, width)
+        value = np.round(np.take_along_axis(cosine, index, axis=1), 5)
         order = np.lexsort((index, -value))[:, :k]
-        indices[start : start + block] = np.take_along_axis(index, order, axis=1)
-        cosines[start : start + block] = np.take_along_axis(value, order, axis=1)
-    return indices, np.clip(cosines, -1, 1)
+        value = np.take_along_axis(value, order, axis=1)
+        there = value > -1.5
+        rows[part, : order.shape[1]] = np.where(there, member_rows[np.take_along_axis(index, order, axis=1)], -1)
+        cosines[part, : order.shape[1]] = np.where(there, np.clip(value, -1, 1), -2)
+    return rows, cosines
 
 
 @dataclass(frozen=True)
 class Near:
-    """`indices` int64 (n, k'), -1 where there are fewer; `cosines` float32; `recall` of a sample (1 where exact), `probes` (0 if exact)."""
+    """`indices` int64 (n, k'), -1 where there are fewer; `cosines` float32; `recall` of a sample (1 where exact), `probes`: cells
+    that each row was searched in (0 if exact)."""
 
     indices: np.ndarray
     cosines: np.ndarray
@@ -70,33 +90,48 @@ class Near:
     probes: int
 
 
-def near_cosine(vectors: np.ndarray, k: int, seed: int = 0, exact: int = EXACT) -> Near:
+def near_cosine(vectors: np.ndarray, k: int, seed: int = 0, exact: int = EXACT, per_cell: int = PER_CELL) -> Near:
     """As `top_cosine` up to `exact` rows; beyond, in cells, so many that the recall over a sample is `RECALL` or more."""
     n = len(vectors)
     if n <= exact or k < 1:
         return Near(*top_cosine(vectors, k), 1.0, 0)
     table = np.ascontiguousarray(vectors, dtype=np.float32)
-    centres = train_cells(table, max(2, n // PER_CELL), seed)
-    sample = np.sort(np.random.default_rng(seed).choice(n, min(SAMPLE, n), replace=False))
-    truth = _exact(table, sample, k)
-    probes = min(PROBES, len(centres))
-    while True:  # the sample alone first: it is cheap, and tells how many cells everyone has to look into
-        found, _ = _search(table, sample, centres, probes, k)
-        recall = float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)]))
-        if recall >= RECALL or probes == len(centres):
-            break
-        probes = min(2 * probes, len(centres))
-    return Near(*_search(table, np.arange(n), centres, probes, k), recall, probes)
+    cells = cells_of(n, per_cell)
+    centres = train_cells(table[sample_rows(n, TRAIN * cells, seed)], cells, seed)
+    home = home_cells(table, centres)
+    by_home = np.argsort(home, kind="stable")
+    edge = np.searchsorted(home[by_home], np.arange(cells + 1))
+    asked = sample_rows(n, SAMPLE, seed + 1)
+    truth, _ = search(table[asked], asked, table, np.arange(n), k)
+    probes, recall = enough_cells(look_cells(table[asked], centres, cells), np.where(truth >= 0, home[truth], -1))
+
+    def cell(c: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = by_home[edge[c] : edge[c + 1]]
+        return table[rows], rows
+
+    indices, cosines = np.full((n, k), -1, np.int64), np.full((n, k), -2, np.float32)
+    for c in range(cells):
+        vectors, rows = cell(c)
+        indices[rows], cosines[rows] = search_cells(vectors, rows, look_cells(vectors, centres, probes), cell, k)
+    return Near(indices, cosines, recall, probes)
+
+
+def cells_of(n: int, per_cell: int = PER_CELL) -> int:
+    """How many cells `n` rows get."""
+    return max(2, n // per_cell)
+
+
+def sample_rows(n: int, size: int, seed: int) -> np.ndarray:
+    """At most `size` of `n` rows, ascending, drawn by the seed."""
+    return np.sort(np.random.default_rng(seed).choice(n, min(n, size), replace=False))
 
 
 def train_cells(sample: np.ndarray, cells: int, seed: int = 0) -> np.ndarray:
-    """float32 (cells, d): unit centres, by spherical k-means over at most 64 rows per cell, drawn by the seed."""
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(len(sample), min(len(sample), 64 * cells), replace=False))
-    data = np.asarray(sample[rows], dtype=np.float32)
-    centres = data[np.sort(rng.choice(len(data), min(cells, len(data)), replace=False))].copy()
+    """float32 (min(cells, len(sample)), d): unit centres, by spherical k-means over the sample (unit rows); first centres by the seed."""
+    data = np.asarray(sample, dtype=np.float32)
+    centres = data[sample_rows(len(data), cells, seed)].copy()
     for _ in range(ROUNDS):
-        cell = assign_cells(data, centres, 1)[:, 0]
+        cell = home_cells(data, centres)
         order = np.argsort(cell, kind="stable")
         filled, starts = np.unique(cell[order], return_index=True)
         sums = np.add.reduceat(data[order], starts, axis=0)  # an empty cell keeps its centre
@@ -104,8 +139,17 @@ def train_cells(sample: np.ndarray, cells: int, seed: int = 0) -> np.ndarray:
     return centres
 
 
-def assign_cells(vectors: np.ndarray, centres: np.ndarray, probes: int) -> np.ndarray:
-    """int64 (n, probes): each row's nearest cells, nearest first. The first is where it lives, all are where it looks."""
+def home_cells(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """int64 (n,): the cell whose centre is nearest to each row; of equally near ones (to 1e-5) the first."""
+    out = np.empty(len(vectors), np.int64)
+    for start in range(0, len(vectors), BLOCK):
+        out[start : start + BLOCK] = np.round(np.asarray(vectors[start : start + BLOCK], np.float32) @ centres.T, 5).argmax(axis=1)
+    return out
+
+
+def look_cells(vectors: np.ndarray, centres: np.ndarray, probes: int) -> np.ndarray:
+    """int64 (n, probes'): the cells nearest to each row, nearest first; probes' = min(probes, cells)."""
+    probes = min(probes, len(centres))
     out = np.empty((len(vectors), probes), np.int64)
     for start in range(0, len(vectors), BLOCK):
         cosine = np.round(np.asarray(vectors[start : start + BLOCK], np.float32) @ centres.T, 5)
@@ -115,50 +159,36 @@ def assign_cells(vectors: np.ndarray, centres: np.ndarray, probes: int) -> np.nd
     return out
 
 
-def search_cell(
-    queries: np.ndarray, query_rows: np.ndarray, members: np.ndarray, member_rows: np.ndarray, k: int
+def enough_cells(looks: np.ndarray, homes: np.ndarray) -> tuple[int, float]:
+    """(the fewest cells to look into for a recall of `RECALL`, the recall). `looks` (s, cells): all cells in the order in which sampled
+    rows would look; `homes` (s, k): the cells of their true neighbours, -1 where there are fewer."""
+    at = np.take_along_axis(np.argsort(looks, axis=1), np.maximum(homes, 0), axis=1)[homes >= 0]
+    if not len(at):
+        return 1, 1.0
+    within = np.cumsum(np.bincount(at, minlength=looks.shape[1])) / len(at)
+    probes = int(np.argmax(within >= RECALL)) + 1
+    return probes, float(within[probes - 1])
+
+
+def search_cells(
+    queries: np.ndarray, query_rows: np.ndarray, looks: np.ndarray, cell: Callable[[int], tuple[np.ndarray, np.ndarray]], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows int64 (q, k), cosines float32 (q, k)) of the `k` members of one cell nearest to each query, itself left out; -1 and -2
-    where the cell has fewer."""
-    rows, cosines = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -2, np.float32)
-    width = min(k, len(members))
-    for start in range(0, len(queries) if width else 0, BLOCK):
-        part = slice(start, start + BLOCK)
-        cosine = np.round(queries[part] @ members.T, 5)
-        cosine[query_rows[part, None] == member_rows] = -2
-        index = _largest(cosine, width)
-        value = np.take_along_axis(cosine, index, axis=1)
-        rows[part, :width] = np.where(value > -2, member_rows[index], -1)
-        cosines[part, :width] = value
-    return rows, cosines
+    """As `search`, each query in the cells that it `looks` into (q, probes). `cell` gives a cell's unit rows and their numbers, ascending."""
+    probes = looks.shape[1]
+    rows = np.full((len(queries), probes, k), -1, np.int64)
+    cosines = np.full((len(queries), probes, k), -2, np.float32)
+    flat = np.argsort(looks, axis=None, kind="stable")
+    cells, starts = np.unique(looks.ravel()[flat], return_index=True)
+    for c, at in zip(cells.tolist(), np.split(flat, starts[1:]), strict=True):
+        who, place = np.divmod(at, probes)
+        rows[who, place], cosines[who, place] = search(queries[who], query_rows[who], *cell(c), k)
+    return merge_nearest(rows.reshape(len(queries), -1), cosines.reshape(len(queries), -1), k)
 
 
-def _search(table: np.ndarray, rows: np.ndarray, centres: np.ndarray, probes: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest of each of `rows` over its nearest cells, merged as they come."""
-    home = assign_cells(table, centres, 1)[:, 0]
-    by_home = np.argsort(home, kind="stable")
-    edge = np.searchsorted(home[by_home], np.arange(len(centres) + 1))
-    looks = assign_cells(table[rows], centres, probes)
-    best = np.full((len(rows), k), -1, np.int64)
-    score = np.full((len(rows), k), -2, np.float32)
-    at = np.repeat(np.arange(len(rows)), probes)[np.argsort(looks.ravel(), kind="stable")]
-    ends = np.searchsorted(np.sort(looks.ravel()), np.arange(len(centres) + 1))
-    for cell in range(len(centres)):
-        who, members = at[ends[cell] : ends[cell + 1]], by_home[edge[cell] : edge[cell + 1]]
-        if not len(who) or not len(members):
-            continue
-        found, cosine = search_cell(table[rows[who]], rows[who], table[members], members, k)
-        index, value = np.hstack([best[who], found]), np.hstack([score[who], cosine])
-        order = np.lexsort((index, -value))[:, :k]
-        best[who], score[who] = np.take_along_axis(index, order, axis=1), np.take_along_axis(value, order, axis=1)
-    return best, np.clip(score, -1, 1)
-
-
-def _exact(table: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:
-    """int64 (len(rows), k): the true neighbours of a few rows."""
-    cosine = np.round(table[rows] @ table.T, 5)
-    cosine[np.arange(len(rows)), rows] = -2
-    return _largest(cosine, k)
+def merge_nearest(rows: np.ndarray, cosines: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest among several searches for the same queries, side by side: rows and cosines (q, any)."""
+    order = np.lexsort((rows, -cosines))[:, :k]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(cosines, order, axis=1)
 
 
 def random_cosines(vectors: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
@@ -174,6 +204,8 @@ def random_cosines(vectors: np.ndarray, count: int, seed: int = 0) -> np.ndarray
 
 def _largest(block: np.ndarray, k: int) -> np.ndarray:
     """Columns of the `k` largest values of every row, in any order."""
+    if k >= block.shape[1]:
+        return np.broadcast_to(np.arange(block.shape[1]), block.shape)
     if block.shape[1] < SMALL:
         return np.argpartition(-block, k - 1, axis=1)[:, :k]
     import torch  # five times faster on long rows

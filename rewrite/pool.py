@@ -111,7 +111,7 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
         .unique("id", keep="first", maintain_order=True)
         .select("id", "cause", "cause_probability")
     )
-    return Pool(texts, meanings, asks, _reach(texts, asks), _treated(evidence["treated"], texts, locales, pooled.curves), causes)
+    return Pool(texts, meanings, asks, reach(texts, asks), _treated(evidence["treated"], texts, locales, pooled.curves), causes)
 
 
 def _numbers(utterances: pl.Series) -> pl.Series:
@@ -142,7 +142,7 @@ def _with_goals(texts: pl.DataFrame, goals: pl.DataFrame) -> pl.DataFrame:
     return texts.with_columns(goal=name.rank("dense").cast(pl.Int64) - 1, membership=pl.col("membership").fill_null(1.0))
 
 
-def _reach(texts: pl.DataFrame, asks: pl.DataFrame) -> pl.DataFrame:
+def reach(texts: pl.DataFrame, asks: pl.DataFrame) -> pl.DataFrame:
     """Chain scores: one vote per user and transition; who does not go on is served (h) or gives up (1 - h)."""
     step = asks.filter("step", pl.col("value") >= STEP).with_columns(total=pl.col("value").sum().over("s", "ask"))
     step = step.group_by("s", "t").agg(moved=(pl.col("value") * MILLION // pl.max_horizontal("total", MILLION)).sum()).sort("s", "t")

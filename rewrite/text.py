@@ -12,7 +12,7 @@ import polars as pl
 
 KEY_VERSION = 1
 
-PLACEHOLDER = r"<(mail|phone|card|iban|ip|url|number)>"
+PLACEHOLDER = r"<(mail|phone|card|iban|ip|url|number|name)>"
 """What the scrubber puts in place of personal data; a text that holds one is counted, never released."""
 
 

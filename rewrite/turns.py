@@ -73,6 +73,7 @@ class Rules:
     locale: str = "und"
     channel: str = ""
     treatment: str = "auto"
+    names: tuple[str, ...] = ()  # slots whose values are hidden in the row's texts
 
     def source(self, name: str) -> str:
         """The log's name for a contract column."""

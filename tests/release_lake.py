@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from release_world import AS_OF, build, rewrite, world
+import pytest
+from release_world import AS_OF, build, frame, rewrite, world
 
 from pipelines import registry
 from pipelines.context import _fingerprint
-from pipelines.store import Store
+from pipelines.engine import conform
+from pipelines.store import Manifest, Store
 from quality.gates import Verdicts
 from quality.manifest import package
 from quality.release import Parent
+from rewrite.contracts import CANDIDATES, GOAL_CHANGES, GOAL_EDGES, GOALS
 
 
 def publish(store: Store, n: int, parent: Parent | None) -> Parent:
@@ -45,3 +51,28 @@ def make(root: Path, releases: int = 3) -> tuple[Store, list[str]]:
         parent = publish(store, n, parent)
         ids.append(parent.release_id)
     return store, ids
+
+
+def fixtures(releases: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The fixtures of a module: `made, lake = fixtures(2)`: a lake that is made once (store, ids), and each test's own copy (store)."""
+
+    @pytest.fixture(scope="module", name="made")
+    def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[str]]:
+        return make(tmp_path_factory.mktemp("lakes") / "lake", releases)
+
+    @pytest.fixture(name="lake")
+    def lake(made: tuple[Store, list[str]], tmp_path: Path) -> Store:
+        shutil.copytree(made[0].root, tmp_path / "lake")
+        return Store(str(tmp_path / "lake"))
+
+    return made, lake
+
+
+def mined(store: Store, as_of: Any, rows: dict[str, list[dict[str, Any]]] | None = None) -> None:
+    """Candidates and goals of `release_world` as `aggregate` and `link` would publish them: what `release` and `gate` start from."""
+    rows = rows or world()
+    tables: list[tuple[str, str, Any, Any]] = [("candidates", f"as_of={as_of}/{n}", rows[n], s) for n, s in CANDIDATES.items()]
+    tables += [("goals", f"as_of={as_of}", rows["goals"], GOALS), ("goal_changes", f"as_of={as_of}", rows["goal_changes"], GOAL_CHANGES)]
+    for table, partition, data, schema in [*tables, ("goal_edges", f"as_of={as_of}", [], GOAL_EDGES)]:
+        entry = store.attempt("t", table, partition, conform(frame(schema, data), schema))
+        store.publish("t", Manifest(table, partition, "test", "f", (entry,)))

@@ -105,3 +105,22 @@ def test_nothing_moves_inside_a_locale():
         mine = whole.goals.filter(locale=side)
         pairs = own.select("utterance", a="goal_id").join(mine.select("utterance", b="goal_id"), on="utterance")
         assert pairs["a"].n_unique() == pairs["b"].n_unique() == pairs.select("a", "b").unique().height
+
+
+def test_a_language_just_launched_meets_by_its_wordings():
+    """The second locale has no intents, but two wordings of each topic that agree on what they are near to."""
+    locale, _, _, vectors = two_languages()
+    _, _, _, again = two_languages(seed=0, noise=0.2)
+    order = np.concatenate([locale, np.array(["en"] * TOPICS, dtype=object)])
+    cluster = np.concatenate([np.arange(2 * TOPICS), np.arange(TOPICS, 2 * TOPICS)])
+    known = [f"m{i}" for i in range(TOPICS)] + [None] * (2 * TOPICS)
+
+    def meet(second: np.ndarray) -> list[tuple[int, int]]:
+        got, links = join_locales(order, cluster, np.full(900, 3), np.concatenate([vectors, second]), ["m"] * 900, known)
+        assert (links["probability"] >= 0.7).all()
+        return [(int(a), b) for b, a in enumerate(got[TOPICS : 2 * TOPICS]) if a < TOPICS]
+
+    found = meet(again[TOPICS:])
+    assert len(found) > TOPICS / 2 and np.mean([a == b for a, b in found]) > 0.95
+    noise = np.random.default_rng(5).normal(size=(TOPICS, 32)).astype(np.float32)
+    assert meet(noise / np.linalg.norm(noise, axis=1, keepdims=True)) == []  # wordings that agree on nothing

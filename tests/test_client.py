@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import polars as pl
 import pytest
-from release_lake import make
+from release_lake import fixtures
 
 from pipelines import registry
 from pipelines.client import Client
 from pipelines.errors import LakeError
 from pipelines.examples import trainer
-from pipelines.store import Store
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("lakes") / "lake", 2)
-
-
-@pytest.fixture
-def lake(made, tmp_path):
-    shutil.copytree(made[0].root, tmp_path / "lake")
-    return str(tmp_path / "lake")
+made, lake = fixtures(2)
 
 
 def test_claim_load_ack(lake, made):
-    with Client(lake) as client, client.claim(lease="30m", consumer="t") as job:
+    with Client(lake.root) as client, client.claim(lease="30m", consumer="t") as job:
         assert job.release_id == made[1][-1] and job.kind == "train" and job.where.endswith(job.release_id)
         assert job.load("rewrites").height == 3 and job.renew() == ""
         assert client.claim() is None
@@ -37,7 +25,7 @@ def test_claim_load_ack(lake, made):
 
 
 def test_a_block_that_fails_gives_the_release_back(lake):
-    with Client(lake) as client:
+    with Client(lake.root) as client:
         with pytest.raises(ZeroDivisionError), client.claim(consumer="a"):
             _ = 1 / 0
         with client.claim(consumer="b", key="k") as job:
@@ -46,10 +34,10 @@ def test_a_block_that_fails_gives_the_release_back(lake):
 
 
 def test_a_tampered_table_is_not_loaded(lake, made):
-    store = Store(lake)
+    store = lake
     path = f"releases/{made[1][-1]}/labels.parquet"
     store.put(path, store.get(f"releases/{made[1][-1]}/pairs.parquet"))
-    with Client(lake) as client:
+    with Client(lake.root) as client:
         job = client.claim()
         assert job.load("pairs").height
         with pytest.raises(LakeError, match=r"labels\.parquet"):
@@ -73,10 +61,10 @@ def quick(monkeypatch):
     monkeypatch.setattr(trainer, "load_model", lambda *_: Letters())
 
 
-def train(lake, tmp_path, rows, *words):
+def train(root, tmp_path, rows, *words):
     test = tmp_path / "test.ndjson"
     pl.DataFrame(rows, schema=["utterance", "intent"], orient="row").write_ndjson(test)
-    return trainer.main(["--lake", lake, "--test", str(test), "--assistant-version", "v7", *words])
+    return trainer.main(["--lake", root, "--test", str(test), "--assistant-version", "v7", *words])
 
 
 def all_train(monkeypatch):
@@ -89,23 +77,23 @@ def all_train(monkeypatch):
 def test_the_example_trainer_trains_acks_and_obeys(lake, made, quick, tmp_path, monkeypatch, capsys):
     all_train(monkeypatch)
     rows = [("jazz play", "play"), ("Turn on the  light", "light_on"), ("on turn lights", "light_on"), ("jazzy plays", "play")]
-    assert train(lake, tmp_path, rows) == 0
+    assert train(lake.root, tmp_path, rows) == 0
     out = capsys.readouterr().out
     assert "2 labels (1 more are in the test set: left out)" in out and "acknowledged as v7" in out
-    assert registry.event(Store(lake), made[1][-1], "ack")["assistant_version"] == "v7"
-    assert train(lake, tmp_path, rows) == 0 and "nothing to do" in capsys.readouterr().out
-    registry.retract(Store(lake), made[1][-1], "bad")
-    assert train(lake, tmp_path, rows) == 0 and "take v7 out of service" in capsys.readouterr().out
+    assert registry.event(lake, made[1][-1], "ack")["assistant_version"] == "v7"
+    assert train(lake.root, tmp_path, rows) == 0 and "nothing to do" in capsys.readouterr().out
+    registry.retract(lake, made[1][-1], "bad")
+    assert train(lake.root, tmp_path, rows) == 0 and "take v7 out of service" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_the_example_trainer_gives_back_what_is_no_good(lake, made, quick, tmp_path, monkeypatch, capsys):
     all_train(monkeypatch)
-    assert train(lake, tmp_path, [("zzz", "unheard of")]) == 3
-    assert "given back" in capsys.readouterr().out and registry.event(Store(lake), made[1][-1], "ack") is None
+    assert train(lake.root, tmp_path, [("zzz", "unheard of")]) == 3
+    assert "given back" in capsys.readouterr().out and registry.event(lake, made[1][-1], "ack") is None
     bad = tmp_path / "bad.ndjson"
     pl.DataFrame({"text": ["x"]}).write_ndjson(bad)
-    assert trainer.main(["--lake", lake, "--test", str(bad), "--assistant-version", "v"]) == 2
+    assert trainer.main(["--lake", lake.root, "--test", str(bad), "--assistant-version", "v"]) == 2
     assert "has no intent and no utterance" in capsys.readouterr().err
 
 
@@ -131,7 +119,5 @@ def test_pairs_bring_texts_of_a_goal_together(made):
         return float(lamp @ light)
 
     before = near()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "MODEL_RATE", 0.05)
-        trainer.fine_tune(model, pairs, epochs=3, seed=0)
+    trainer.fine_tune(model, pairs, epochs=3, seed=0, rate=0.05)
     assert near() > before + 0.2

@@ -116,6 +116,30 @@ def test_a_user_is_gone_from_every_byte(lake, capsys):
     assert "anna" not in json.dumps(said) and "diary" not in json.dumps(said)
 
 
+def test_counts_of_as_of_tables_are_lowered_to_who_stays(lake, capsys):
+    goals = [
+        {"locale": "en-US", "utterance": "play jazz", "goal_id": "g", "users": 3},
+        {"locale": "en-US", "utterance": "light on", "goal_id": "g", "users": 1},
+    ]
+    put(lake, "goals", "as_of=2026-01-02", goals, contracts.GOALS, by_user=False)
+    pair = {"locale": "en-US", "source": "light on", "target": "play jazz", "source_users": 1, "target_users": 3, "users": 1}
+    put(
+        lake,
+        "candidates",
+        "as_of=2026-01-02/rewrites",
+        [pair, pair | {"source": "x", "users": 3}],
+        contracts.CANDIDATES["rewrites"],
+        by_user=False,
+    )
+    for _ in range(2):  # a run that dies and is done again lowers nothing twice
+        assert forget(lake, "--user", "anna", "--json")
+        users = pl.DataFrame(pl.from_arrow(lake.read("goals", "as_of=2026-01-02"))).select("utterance", "users").rows()
+        assert dict(users) == {"play jazz": 2, "light on": 1}
+        rows = pl.DataFrame(pl.from_arrow(lake.read("candidates", "as_of=2026-01-02/rewrites")))
+        assert rows.select("source_users", "target_users", "users").rows() == [(1, 2, 1), (1, 2, 2)]
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["recounted"] == 3
+
+
 def test_others_stay_byte_for_byte(lake):
     before = {u: found(lake.root, KEYS[u]) for u in ("ben", "carl", "dora")}
     buckets = {int(KEYS["anna"][:2], 16) % 16} & {int(KEYS[u][:2], 16) % 16 for u in before}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import polars as pl
 import pytest
 from release_world import build, frame, world
 
+from pipelines.canary import _served
 from pipelines.errors import UsageError
 from pipelines.options import VetoOptions
 from pipelines.store import Store
 from pipelines.veto import VETOES, veto, vetoes
 from quality.canary import canary
 from quality.holdback import Veto, held, hold_back
-from rewrite.contracts import CANDIDATES, GOALS
+from rewrite.contracts import CANDIDATES, GOALS, VOTES
 from rewrite.text import rewrite_id
 
 ID = rewrite_id("en-US", "tern on", "turn on the light")
@@ -113,3 +115,17 @@ def test_calibration_on_later_days() -> None:
     half = heard.with_columns(intent=pl.when(pl.int_range(pl.len()) % 2 == 0).then("intent").otherwise(pl.lit("other")))
     found = {m.check: m for m in canary(heard, labels, half)}
     assert found["calibration"].value == pytest.approx(0.45) and found["calibration"].failed == 30
+
+
+def test_the_canary_holds_nothing_against_a_text_that_fails() -> None:
+    """Of a text that fails nine of ten, the tenth seems served with the wrong thing: that is no truth to be held to."""
+    types = pl.DataFrame(VOTES.empty_table()).schema
+    base = dict.fromkeys(types) | {"locale": "xx", "kind": "outcome", "treatment": "untouched", "intent": "a"}
+    rows = [
+        base | {"user_key": f"u{n}", "source": text, "value": float(n < served)}
+        for text, served in (("fails", 1), ("works", 8))
+        for n in range(10)
+    ]
+    votes = pl.DataFrame(rows, schema=types, orient="row").with_columns(date=pl.lit(date(2026, 3, 1)))
+    kept = _served(votes)
+    assert kept["source"].unique().to_list() == ["works"] and kept.height == 8

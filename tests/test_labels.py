@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from test_evidence import Log, background, failing, mine, row
+from test_evidence import NO_GOALS, Log, background, failing, mine, row
 
-from rewrite import contracts
+from rewrite import contracts, majority
+from rewrite.evidence import Candidates, Options, bucket_evidence, merge_evidence
+from rewrite.pool import build
 
 
 def test_a_served_text_keeps_its_own_interpretation() -> None:
@@ -76,3 +78,68 @@ def test_pairs_per_goal_are_bounded(most: int) -> None:
             log.says(f"{w}{i}", w, 0.95, "off").says(f"{w}{i}", "lights on", 0.95, "on")
     found = mine(log, goals_of(tuple(words)), pairs_per_goal=most).pairs.filter(pl.col("decision") == "proposed")
     assert found.select("anchor", "positive").unique().height == most
+
+
+def many_failing() -> Log:
+    log = background(Log())
+    for n in range(25):
+        for i in range(8):
+            log.retry(f"u{i}", f"lights of {n}", f"lights off {n}")
+    return log
+
+
+def test_held_out_users_side_with_the_vote_or_against_it() -> None:
+    pool = build(merge_evidence([bucket_evidence(many_failing().votes())]), NO_GOALS, Options())
+    wrong = majority.contest(pool, lambda half: majority.votes(half).select("id", intent=pl.lit("wrong")), 3).row(0, named=True)
+    assert wrong["vote_wins"] and wrong["texts"] >= 25 and wrong["lead"] < -0.5
+    right = majority.contest(pool, lambda half: majority.votes(half).select("id", intent="majority_intent"), 3)
+    assert right.is_empty()  # they never disagree
+
+
+def test_the_vote_takes_over_where_it_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = many_failing()
+    for n in range(25):
+        for i in range(30):
+            log.says(f"w{i}", f"lights of {n}", 0.3, "wrong")
+    assert set(failed(mine(log))["intent"]) == {"lights"}
+    found = pl.DataFrame({"locale": ["en-US"], "vote_wins": [True]})
+    monkeypatch.setattr(majority, "contest", lambda *_: found)
+    taken = failed(mine(log))
+    assert taken["intent"].equals(taken["majority_intent"].rename("intent")) and set(taken["intent"]) == {"wrong"}
+    assert taken["confidence"].equals(taken["majority_share"].rename("confidence"))
+
+
+def failed(found: Candidates) -> pl.DataFrame:
+    return found.labels.filter(pl.col("utterance").str.starts_with("lights of "))
+
+
+def test_slots_of_a_projected_label_are_words_of_its_text() -> None:
+    log = background(Log())
+    for i in range(9):
+        log.retry(f"u{i}", "play elton jon", "play elton john", "music", slots='{"artist":"elton john"}')
+    found = row(mine(log).labels, utterance="play elton jon")
+    assert (found["intent"], found["origin"], found["slots"]) == ("music", "projected", '{"artist":"elton jon"}')
+    assert row(mine(log).labels, utterance="play elton john")["slots"] == '{"artist":"elton john"}'
+
+
+def test_a_language_without_intents_is_labelled_by_goals_of_another() -> None:
+    log = failing()
+    for i in range(6):
+        log.says(f"s{i}", "zima taa", 0.95, None, locale="sw-KE").says(f"s{i}", "habari gani", 0.95, None, locale="sw-KE")
+    shared = pl.concat([goals_of(("lights off", "zima taa")), goals_of(("lights off", "zima taa")).with_columns(locale=pl.lit("sw-KE"))])
+    shared = shared.filter((pl.col("utterance") == "zima taa") == (pl.col("locale") == "sw-KE"))
+    found = mine(log, shared).labels.filter(pl.col("locale") == "sw-KE")
+    said = row(found, utterance="zima taa")
+    assert (said["intent"], said["origin"], said["decision"], said["slots"], said["majority_intent"]) == (
+        "lights",
+        "goal",
+        "proposed",
+        None,
+        None,
+    )
+    assert said["confidence"] == pytest.approx(0.85)
+    assert "habari gani" not in set(found["utterance"])  # of no shared goal
+    log.says("s9", "habari gani", 0.95, "weather", locale="sw-KE")  # it has intents of its own now: they speak
+    assert "zima taa" not in set(
+        mine(log, shared).labels.filter(pl.col("locale") == "sw-KE", pl.col("decision") == "proposed")["utterance"]
+    )

@@ -37,16 +37,23 @@ def test_auc_agrees_with_its_definition():
 
 def test_the_first_one_stays_unless_another_is_surely_better():
     good, same, bad = separation(*pairs(0.5)), separation(*pairs(2.5, seed=1)), separation(*pairs(2.5, seed=2))
-    assert choose([("fast", same, 1.0), ("ngrams", bad, 1.0)])[0] == "fast"
-    assert choose([("fast", bad, 1.0), ("wide", good, 1.0), ("ngrams", same, 1.0)])[0] == "wide"
-    assert choose([("fast", bad, 0.4), ("wide", same, 1.0), ("ngrams", good, 1.0)])[0] == "ngrams"
+    assert choose([("fast", same, 1.0), ("ngrams", bad, 1.0)], "ngrams")[0] == "fast"
+    assert choose([("fast", bad, 1.0), ("ngrams", same, 1.0), ("wide", good, 1.0)], "ngrams")[0] == "wide"
+    assert choose([("fast", bad, 0.4), ("ngrams", good, 1.0), ("wide", same, 1.0)], "ngrams")[0] == "ngrams"
+
+
+def test_nobody_pays_for_a_tie():
+    bad, letters, wide = separation(*pairs(2.5)), separation(*pairs(1, seed=1)), separation(*pairs(1, seed=2))
+    assert abs(letters.far.mean() - wide.far.mean()) < 0.05
+    assert choose([("fast", bad, 0.4), ("ngrams", letters, 1.0), ("wide", wide, 1.0)], "ngrams")[0] == "ngrams"
 
 
 def test_with_few_pairs_the_first_that_reads_the_language():
     few = separation(*pairs(0.1, n=10))
     for found in (None, few):
-        assert choose([("fast", found, 0.4), ("wide", found, 1.0), ("ngrams", found, 1.0)])[0] == "wide"
-        assert choose([("fast", found, 1.0), ("ngrams", found, 1.0)])[0] == "fast"
+        assert choose([("fast", found, 0.4), ("ngrams", found, 1.0), ("wide", found, 1.0)], "ngrams")[0] == "wide"
+        assert choose([("fast", found, 1.0), ("ngrams", found, 1.0)], "ngrams")[0] == "fast"
+        assert choose([("fast", found, 0.4), ("ngrams", found, 1.0), ("wide", found, 0.4)], "ngrams")[0] == "ngrams"
 
 
 class Fake:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rewrite import neighbours
-from rewrite.neighbours import assign_cells, near_cosine, search_cell, top_cosine, train_cells
+from rewrite import neighbours as nb
+from rewrite.neighbours import near_cosine, search, top_cosine
 
 
 @pytest.fixture(scope="module")
@@ -22,37 +22,49 @@ def test_small_tables_are_exact(vectors):
     np.testing.assert_array_equal(near.indices, top_cosine(vectors[:500], 5)[0])
 
 
-def test_cells_find_nearly_all_and_say_how_many(vectors, monkeypatch):
-    monkeypatch.setattr(neighbours, "PER_CELL", 50)
-    monkeypatch.setattr(neighbours, "PROBES", 2)
-    near = near_cosine(vectors, 8, exact=500)
+def test_cells_find_nearly_all_and_say_how_many(vectors):
+    near = near_cosine(vectors, 8, exact=500, per_cell=50)
     truth = top_cosine(vectors, 8)[0]
     recall = np.mean([len(set(a) & set(b)) / 8 for a, b in zip(near.indices, truth, strict=True)])
-    assert near.recall >= neighbours.RECALL
+    assert near.recall >= nb.RECALL
     assert recall == pytest.approx(near.recall, abs=0.01)
     assert 2 <= near.probes < 30  # it did not just look everywhere
     assert (np.diff(near.cosines, axis=1) <= 0).all()
     assert not (near.indices == np.arange(len(vectors))[:, None]).any()
-    again = near_cosine(vectors, 8, exact=500)
+    again = near_cosine(vectors, 8, exact=500, per_cell=50)
     np.testing.assert_array_equal(near.indices, again.indices)
 
 
-def test_the_pieces_of_a_distributed_job_give_the_same_neighbours(vectors, monkeypatch):
-    """Train on all, assign in two shards, group by cell, search each cell alone, merge."""
-    monkeypatch.setattr(neighbours, "PER_CELL", 50)
-    monkeypatch.setattr(neighbours, "PROBES", 30)
-    centres = train_cells(vectors, 30)
-    home = np.concatenate([assign_cells(part, centres, 1)[:, 0] for part in np.split(vectors, 2)])
-    np.testing.assert_array_equal(home, assign_cells(vectors, centres, 1)[:, 0])
+def test_looking_into_every_cell_is_the_exact_search(vectors, monkeypatch):
+    monkeypatch.setattr(nb, "RECALL", 1.0)
+    monkeypatch.setattr(nb, "SAMPLE", len(vectors))  # every row is asked, so that every neighbour is within reach
+    near = near_cosine(vectors, 5, exact=10, per_cell=50)
+    exact = top_cosine(vectors, 5)
+    assert near.recall == 1
+    np.testing.assert_array_equal(near.indices, exact[0])
+    np.testing.assert_allclose(near.cosines, exact[1], atol=2e-5)
+
+
+def test_the_recall_told_is_the_recall_of_the_search():
+    """Three cells, two rows asked with two neighbours each: within one cell two of four, within two three, then all."""
+    looks = np.array([[0, 1, 2], [2, 0, 1]])
+    homes = np.array([[0, 1], [2, 1]])
+    assert nb.enough_cells(looks, homes) == (3, 1.0)
+    assert nb.enough_cells(looks, np.array([[0, 0], [2, -1]])) == (1, 1.0)
+    assert nb.enough_cells(looks, np.full((2, 2), -1)) == (1, 1.0)
+
+
+def test_parts_of_a_table_searched_apart_give_the_same_neighbours(vectors):
     rows = np.arange(len(vectors))
-    parts = [search_cell(vectors, rows, vectors[home == c], rows[home == c], 5) for c in range(30)]
-    index, cosine = np.hstack([i for i, _ in parts]), np.hstack([c for _, c in parts])
-    order = np.lexsort((index, -cosine))[:, :5]
-    np.testing.assert_array_equal(np.take_along_axis(index, order, axis=1), near_cosine(vectors, 5, exact=10).indices)
-    np.testing.assert_array_equal(np.take_along_axis(index, order, axis=1), top_cosine(vectors, 5)[0])
+    parts = [search(vectors, rows, vectors[part], rows[part], 5) for part in np.array_split(rows, 7)]
+    index, cosine = nb.merge_nearest(np.hstack([i for i, _ in parts]), np.hstack([c for _, c in parts]), 5)
+    np.testing.assert_array_equal(index, top_cosine(vectors, 5)[0])
+    np.testing.assert_allclose(cosine, top_cosine(vectors, 5)[1], atol=2e-5)
 
 
-def test_a_cell_of_fewer_members_than_neighbours(vectors):
-    rows, cosines = search_cell(vectors[:3], np.arange(3), vectors[:3], np.arange(3), 5)
+def test_fewer_members_than_neighbours_and_none(vectors):
+    rows, cosines = search(vectors[:3], np.arange(3), vectors[:3], np.arange(3), 5)
     assert (np.sort(rows[0]) == [-1, -1, -1, 1, 2]).all()
-    assert cosines[0, 3:].tolist() == [-2, -2]
+    assert cosines[0, 2:].tolist() == [-2, -2, -2]
+    assert (search(vectors[:3], np.arange(3), vectors[:0], np.arange(0), 5)[0] == -1).all()
+    assert search(vectors[:0], np.arange(0), vectors[:3], np.arange(3), 5)[0].shape == (0, 5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from release_lake import make, publish
+from release_lake import fixtures, publish
 
 from pipelines import registry
 from pipelines.cli import main
@@ -31,15 +30,7 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("lakes") / "lake", 2)
-
-
-@pytest.fixture
-def lake(made, tmp_path):
-    shutil.copytree(made[0].root, tmp_path / "lake")
-    return Store(str(tmp_path / "lake"))
+made, lake = fixtures(2)
 
 
 @pytest.fixture(scope="module")

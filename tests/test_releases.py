@@ -186,6 +186,19 @@ def test_croissant_names_every_file_and_column(made):
     assert {r["name"]: [f["name"] for f in r["field"]] for r in card["recordSet"]} == {n: s.names for n, s in RELEASED.items()}
 
 
+@pytest.mark.slow
+def test_croissant_is_what_its_validator_takes(made, caplog):
+    """The validator of MLCommons finds no error, nothing odd in the context, and reads the rows by the card."""
+    validator = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed (it is in the dev extra)")
+    store, ids = made
+    dataset = validator.Dataset(jsonld=f"{store.root}/releases/{ids[-1]}/croissant.json")
+    assert not dataset.metadata.issues.errors and "context" not in caplog.text
+    # only the owner of the log knows the licence and how to cite
+    assert all("license" in w or "citeAs" in w for w in dataset.metadata.issues.warnings), dataset.metadata.issues.warnings
+    rows = list(dataset.records(record_set="rewrites"))
+    assert {r["rewrites/source"].decode() for r in rows} == set(registry.Opened(store, ids[-1]).tables("rewrites")["rewrites"]["source"])
+
+
 ONE_LINE = {
     "polars": "import polars; print(len(polars.read_parquet({path!r})))",
     "pandas": "import pandas; print(len(pandas.read_parquet({path!r})))",

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quality.names import hide_names
 from quality.scrub import KINDS, has_placeholder, holds_personal_data, luhn, scrub, scrub_slots, scrub_text
 from rewrite.text import key
 
@@ -222,3 +223,31 @@ def test_worlds_keep_nothing_planted(world: str) -> None:
     assert planted.sum() > 0 and not clean.str.contains(PLANTED + "|@").any()
     assert (clean.filter(~planted) == said.filter(~planted)).all(), "a text without personal data was changed"
     assert counts.sum_horizontal().sum() >= planted.sum()
+
+
+SAID = [
+    ("call anna smith now", '{"person": "Anna  Smith", "n": 2}', "call <name> now", '{"person": "<name>", "n": 2}'),
+    ("anna's banana", '{"person": "anna"}', "<name>'s banana", '{"person": "<name>"}'),
+    ("安娜に電話して", '{"person": "安娜"}', "<name>に電話して", '{"person": "<name>"}'),
+    ("go to main st 5", '{"address_street": "Main St"}', "go to <name> 5", '{"address_street": "<name>"}'),
+    ("call anna", '{"time": "anna"}', "call anna", '{"time": "anna"}'),
+    ("call anna", None, "call anna", None),
+    ("call a.b", '{"person": ["a.b", "x"]}', "call <name>", '{"person": "<name>"}'),
+    ("call aXb", '{"person": "a.b"}', "call aXb", '{"person": "<name>"}'),
+    ("odd", "[1", "odd", "[1"),
+]
+
+
+def test_names_that_the_assistant_found_are_hidden_in_their_own_row() -> None:
+    texts = pl.DataFrame(
+        {"utterance": [s[0] for s in SAID], "response": [f"{s[0].upper()}!" if i < 2 else None for i, s in enumerate(SAID)]}
+    )
+    slots = pl.Series("slots", [s[1] for s in SAID])
+    clean, hidden, counts = hide_names(texts, slots, ["person", "address*"])
+    assert clean["utterance"].to_list() == [s[2] for s in SAID] and hidden.to_list() == [s[3] for s in SAID]
+    assert clean["response"].to_list()[:2] == ["CALL <name> NOW!", "<name>'S BANANA!"] and counts.to_list() == [2, 2, 1, 1, 0, 0, 1, 0, 0]
+    assert clean.select(has_placeholder("utterance")).to_series().sum() == 5
+    same = hide_names(texts, slots, [])
+    assert same[0].equals(texts) and same[1].equals(slots) and same[2].sum() == 0
+    order = [3, 1, 0, 2]
+    assert hide_names(texts[order], slots[order], ["person", "address*"])[0].equals(clean[order])

@@ -124,6 +124,8 @@ def test_an_explanation_sends_no_control_character():
         "decided_by": "text",
         "edit": 0.5,
         "jaccard": 0.2,
+        "change": "substitute",
+        "sound": 0.5,
         "base": 0.3,
         "lag": 1,
     }

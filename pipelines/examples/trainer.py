@@ -25,12 +25,11 @@ import polars as pl
 from pipelines.client import Client, Job
 from pipelines.errors import SayagainError, UsageError
 from pipelines.models import BUNDLED, load_encoder
+from rewrite.adaptation import fine_tune
 from rewrite.text import key_expr
 
-BATCH = 64  # negatives of a pair: the rest of its batch; more than the usual goals of one batch adds little on a CPU
 MODEL_RATE = 2e-5  # the usual one for a whole transformer
 LAYER_RATE = 2e-4  # of one linear layer from the identity; at 1e-3 a small release bent it out of shape (83.3 % -> 80.9 %)
-SCALE = 20.0  # inverse temperature of the cosine, the usual one of multiple negatives ranking
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,7 +92,9 @@ def _train(job: Job, test: pl.DataFrame, options: argparse.Namespace) -> int:
     model = load_model(options.model, options.seed)
     unseen = job.load("pairs").filter(pl.col("split").is_in(["dev", "test"]))
     before, near_before = accuracy(model, labels, test), nearest(model, unseen)
-    fine_tune(model, pairs, options.epochs, options.seed)
+    rate = MODEL_RATE if any(p.requires_grad for p in model[0].parameters()) else LAYER_RATE
+    for epoch, loss in enumerate(fine_tune(model, pairs, options.epochs, options.seed, rate)):
+        print(f"  epoch {epoch + 1}: loss {loss:.3f}", flush=True)
     after, near_after = accuracy(model, labels, test), nearest(model, unseen)
     common = labels.group_by("intent").agg(pl.col("sample_weight").sum()).sort("sample_weight", "intent")["intent"][-1]
     known = share(test["intent"].is_in(labels["intent"].unique().implode()))
@@ -143,48 +144,6 @@ def load_model(spec: str, seed: int) -> Any:
     width = encoder.dimension
     dense = Dense(width, width, bias=False, activation_function=torch.nn.Identity(), init_weight=torch.eye(width))
     return SentenceTransformer(modules=[*encoder.model, dense], device=encoder.model.device)
-
-
-def fine_tune(model: Any, pairs: pl.DataFrame, epochs: int, seed: int) -> None:
-    """Multiple negatives ranking over the pairs, drawn by their weight; rows with and without a negative in batches of their own."""
-    import torch
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained or pairs.is_empty():
-        return
-    optimizer = torch.optim.AdamW(trained, lr=MODEL_RATE if any(p.requires_grad for p in model[0].parameters()) else LAYER_RATE)
-    loss_of = MultipleNegativesRankingLoss(model, scale=SCALE)
-    rng = np.random.default_rng(seed)
-    model.train()
-    for epoch in range(epochs):
-        total, steps = 0.0, 0
-        for batch in _batches(pairs, rng):
-            columns = [c for c in ("anchor", "positive", "negative") if batch[c].null_count() == 0]
-            features = [
-                {k: v.to(model.device) if hasattr(v, "to") else v for k, v in model.preprocess(batch[c].to_list()).items()} for c in columns
-            ]
-            loss = loss_of(features, None)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total, steps = total + float(loss.detach()), steps + 1
-        print(f"  epoch {epoch + 1}: loss {total / max(steps, 1):.3f}", flush=True)
-    model.eval()
-
-
-def _batches(pairs: pl.DataFrame, rng: np.random.Generator) -> list[pl.DataFrame]:
-    """A draw of as many rows as there are, by weight; no goal twice in a batch, as its texts would be each other's negatives."""
-    out = []
-    for part in (pairs.filter(pl.col("negative").is_not_null()), pairs.filter(pl.col("negative").is_null())):
-        if part.is_empty():
-            continue
-        weight = part["weight"].fill_null(0.0).to_numpy() + 1e-9
-        drawn = part[rng.choice(part.height, part.height, p=weight / weight.sum())]
-        turn = drawn.with_columns(turn=pl.int_range(pl.len()).over("goal_id")).sort("turn", maintain_order=True)
-        for (_,), same in turn.partition_by("turn", as_dict=True, maintain_order=True).items():
-            out += [same.slice(i, BATCH) for i in range(0, same.height, BATCH) if same.height - i > 1]
-    return [out[i] for i in rng.permutation(len(out))]
 
 
 def accuracy(model: Any, labels: pl.DataFrame, test: pl.DataFrame) -> float:

@@ -100,7 +100,7 @@ class SimulateOptions:
 class SiegeOptions:
     """Attacks a log with rings of fake accounts of every kind and size, and shows how many of their rewrites would be released.
 
-    Nothing is written to a lake.
+    No attack is written to a lake; with --lake its reports show the curve from then on.
 
     Example: sayagain siege --logs ./world/log.parquet --sizes 3,9,50
     """
@@ -111,6 +111,7 @@ class SiegeOptions:
     rings: int = opt(60, "rings per kind and size, fewer where they would outnumber a seventh of the users", kind=int, metavar="N")
     seed: int = opt(0, "another seed: other sources and other accounts", kind=int, metavar="N")
     out: str = opt("", "also keep the figures here, as JSON", metavar="FILE")
+    lake: str = opt("", "the lake of this log: keep the figures there, for its reports", metavar="DIR")
     quiet: bool = opt(False, "no progress on the terminal")
 
     def validate(self) -> None:

@@ -20,6 +20,8 @@ from pipelines.errors import UsageError
 from pipelines.link import goal_inputs
 from pipelines.simulate.options import SiegeOptions
 from pipelines.simulate.rings import KINDS, rings
+from pipelines.store import Store
+from pipelines.watch import SIEGE
 from rewrite import asked_again, trust
 from rewrite.contracts import BUCKETS, GOALS, LOG, TURNS
 from rewrite.encoders.ngrams import NgramEncoder
@@ -160,6 +162,8 @@ def _row(kind: str, size: int, attacks: int, fell: int, undefended: int, found: 
 
 def main(options: SiegeOptions) -> int:
     """Measure and print the curve; `--out` keeps it as JSON."""
+    if options.lake and not Store(options.lake).exists("lake.json"):
+        raise UsageError(f"--lake {options.lake}: there is no lake; mine the log first")
     try:
         log = pl.read_parquet(options.logs)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -169,8 +173,11 @@ def main(options: SiegeOptions) -> int:
     sizes = tuple(int(s) for s in options.sizes.split(","))
     table = curve(Fort.of(log), kinds, sizes, options.rings, options.seed, say)
     print(markdown(table))
+    text = json.dumps(table.to_dicts(), indent=1) + "\n"
     if options.out:
-        Path(options.out).write_text(json.dumps(table.to_dicts(), indent=1) + "\n", encoding="utf-8")
+        Path(options.out).write_text(text, encoding="utf-8")
+    if options.lake:
+        Store(options.lake).put(SIEGE, text.encode())
     return 0
 
 

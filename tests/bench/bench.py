@@ -1,7 +1,8 @@
-"""Turns per second of `ingest` and `detect`, beside the same work in plain Polars, in the same run.
+"""Turns per second of `ingest` and `detect`, beside the same work in plain Polars, in the same run; and goals of many texts.
 
     make bench
     make bench BENCH="--turns 200000 --save"
+    make bench BENCH="--turns 0 --texts 1000000"     # goals alone, see goals.py
 
 The jobs run as they do on one machine: Beam's FnApiRunner, users shuffled into buckets, files published by manifest.
 The plain form calls the same functions (contract, scrub, keys, duplicates, sessions, pairs, model, votes) file by file,
@@ -21,6 +22,8 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+
+import goals  # beside this file
 
 from pipelines.store import Store
 
@@ -154,13 +157,40 @@ def table(beam: dict, plain: dict, scored: tuple[int, float], load: tuple[float,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=1_000_000, help="turns of the simulated log (default: 1,000,000)")
+    parser.add_argument("--texts", type=int, default=50_000, help="texts to find the goals of, 0 for none (default: 50,000)")
     parser.add_argument("--save", action="store_true", help=f"add the table to {RESULTS.name}")
     options = parser.parse_args()
     os.environ.setdefault("SAYAGAIN_USER_KEY", "00" * 32)
+    if options.texts:
+        bench_goals(options.texts, options.save)
+    if options.turns:
+        bench_turns(options.turns, options.save)
+
+
+def machine(load: float) -> str:
+    return (
+        f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load:.1f} before and {os.getloadavg()[0]:.1f} after."
+    )
+
+
+def tell(text: str, save: bool) -> None:
+    print(text)
+    if save:
+        RESULTS.write_text((RESULTS.read_text() if RESULTS.exists() else HEAD) + "\n" + text)
+
+
+def bench_goals(texts: int, save: bool) -> None:
+    print(f"goals of {texts:,} texts ...", file=sys.stderr)
+    before = os.getloadavg()[0]
+    table = goals.run(texts)
+    tell(f"## {datetime.now(UTC):%Y-%m-%d}, goals of {texts:,} texts\n\n{machine(before)}\n\n{table}", save)
+
+
+def bench_turns(turns: int, save: bool) -> None:
     folder = Path(tempfile.mkdtemp(prefix="sayagain-bench-"))
     try:
         print("simulating ...", file=sys.stderr)
-        small, log = simulate(folder / "small", 5_000), simulate(folder / "large", options.turns)
+        small, log = simulate(folder / "small", 5_000), simulate(folder / "large", turns)
         run_jobs(small, folder / "warm")  # imports, and whatever is built once
         before, start = os.getloadavg()[0], time.perf_counter()
         print("ingest, fit, detect ...", file=sys.stderr)
@@ -172,10 +202,8 @@ def main() -> None:
                 sys.exit(f"{name}: {plain[name][2]} rows in plain Polars, {beam[name][2]} in Beam: this compares nothing")
         scored = run_pairs(folder / "plain", folder / "lake")
         text = table(beam, plain, scored, (before, os.getloadavg()[0]))
-        print(text)
+        tell(text, save)
         print(f"measured in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-        if options.save:
-            RESULTS.write_text((RESULTS.read_text() if RESULTS.exists() else HEAD) + "\n" + text)
     finally:
         shutil.rmtree(folder)
 

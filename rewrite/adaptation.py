@@ -1,0 +1,132 @@
+"""Adapting a text encoder to a log's goals: contrast on the released pairs, distillation, and whether it was worth it.
+
+- Fine-tuning: multiple negatives ranking (van den Oord et al. 2018; Henderson et al. 2017): texts of one goal come closer,
+  the pair's own negative and the rest of the batch go further away.
+- Distillation: one vector per piece of text, and a text is the mean of its pieces (as model2vec and the static models of
+  sentence-transformers): hundreds of times faster than a transformer. The vectors are the ridge regression of the teacher's,
+  solved exactly; the pieces are learned from the texts (byte pair encoding), so it works in any script.
+- Retrieval: is the nearest other text of the same goal?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+BATCH = 64  # negatives of a pair: the rest of its batch; more than the usual goals of one batch adds little on a CPU
+SCALE = 20.0  # inverse temperature of the cosine, the usual one of multiple negatives ranking
+PIECES = 8_000  # of a small model: more than a release's distinct words, few enough to be seen more than once
+RIDGE = 1.0  # a piece seen in one text is pulled half way to zero
+MOST_TEXTS = 6_000  # of a distillation: its exact solution takes their square in memory (144 MB) and cube in time (a minute)
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def _plain(items: Iterable[Any], _total: int, _what: str) -> Iterable[Any]:
+    return items
+
+
+def fine_tune(model: Any, pairs: pl.DataFrame, epochs: int, seed: int, rate: float, progress: Progress = _plain) -> list[float]:
+    """Train a SentenceTransformer in place on `anchor, positive, negative, weight, goal_id`, drawn by their weight.
+
+    Rows with and without a negative go in batches of their own. Returns the mean loss of each epoch; none when there is
+    nothing to learn. The same pairs in the same order and seed give the same model on one machine.
+    """
+    import torch
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained or pairs.is_empty():
+        return []
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(trained, lr=rate)
+    loss_of = MultipleNegativesRankingLoss(model, scale=SCALE)
+    rng = np.random.default_rng(seed)
+    model.train()
+    losses = []
+    for epoch in range(epochs):
+        batches, total = _batches(pairs, rng), 0.0
+        for batch in progress(batches, len(batches), f"epoch {epoch + 1}"):
+            columns = [c for c in ("anchor", "positive", "negative") if batch[c].null_count() == 0]
+            prompt = getattr(model, "prompts", {}).get(getattr(model, "default_prompt_name", None) or "", "")
+            texts = [[prompt + t for t in batch[c]] for c in columns]
+            features = [{k: v.to(model.device) if hasattr(v, "to") else v for k, v in model.preprocess(t).items()} for t in texts]
+            loss = loss_of(features, None)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach())
+        losses.append(total / max(len(batches), 1))
+    model.eval()
+    return losses
+
+
+def _batches(pairs: pl.DataFrame, rng: np.random.Generator) -> list[pl.DataFrame]:
+    """A draw of as many rows as there are, by weight; no goal twice in a batch, as its texts would be each other's negatives."""
+    out = []
+    for part in (pairs.filter(pl.col("negative").is_not_null()), pairs.filter(pl.col("negative").is_null())):
+        if part.is_empty():
+            continue
+        weight = part["weight"].fill_null(0.0).to_numpy() + 1e-9
+        drawn = part[rng.choice(part.height, part.height, p=weight / weight.sum())]
+        turn = drawn.with_columns(turn=pl.int_range(pl.len()).over("goal_id")).sort("turn", maintain_order=True)
+        for (_,), same in turn.partition_by("turn", as_dict=True, maintain_order=True).items():
+            out += [same.slice(i, BATCH) for i in range(0, same.height, BATCH) if same.height - i > 1]
+    return [out[i] for i in rng.permutation(len(out))]
+
+
+def distil(texts: list[str], vectors: np.ndarray) -> Any:
+    """A small SentenceTransformer whose vectors of `texts` are as near as can be to `vectors` (len(texts), d).
+
+    Raises ValueError without texts. Texts beyond `MOST_TEXTS` teach the pieces only.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    if not texts:
+        raise ValueError("distil: no texts; give those of a release")
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.train_from_iterator(sorted(texts), trainers.BpeTrainer(vocab_size=PIECES, special_tokens=["[UNK]"], show_progress=False))
+    taught = texts[:MOST_TEXTS]
+    pieces = np.zeros((len(taught), tokenizer.get_vocab_size()), np.float32)
+    for row, encoding in enumerate(tokenizer.encode_batch(taught, add_special_tokens=False)):
+        if encoding.ids:
+            np.add.at(pieces[row], encoding.ids, 1 / len(encoding.ids))
+    # ridge in its dual form: texts are fewer than pieces; a row is a mean, so its pieces weigh 1 / length
+    within = pieces @ pieces.T
+    within[np.diag_indices(len(taught))] += RIDGE / len(taught) * np.trace(within)
+    weights = pieces.T @ np.linalg.solve(within, vectors[:MOST_TEXTS].astype(np.float32))
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()], device="cpu")
+
+
+def retrieval_texts(pairs: pl.DataFrame) -> pl.DataFrame:
+    """`locale, text, goal_id` of the texts of pairs, each once, sorted; negatives have no goal (null) and are only in the way."""
+    sides = [pairs.select("goal_id", locale=f"locale_{side}", text=side) for side in ("anchor", "positive")]
+    said = pl.concat(sides).unique().unique(["locale", "text"], keep="none")
+    wrong = pairs.select(pl.lit(None, pl.String).alias("goal_id"), locale="locale_anchor", text="negative").drop_nulls("text").unique()
+    both = pl.concat([said, wrong.join(said, on=["locale", "text"], how="anti")])
+    return both.select("locale", "text", "goal_id").sort("locale", "text")
+
+
+def nearest(texts: pl.DataFrame, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(hits, hits across locales): per text with another of its goal (in another locale) among `texts`, whether the nearest
+    text (of another locale) is of its goal. `vectors`: unit rows, one per row of `texts`."""
+    goals = texts["goal_id"].fill_null("").to_numpy()
+    locales = texts["locale"].to_numpy()
+    cosine = np.round(vectors @ vectors.T, 6)
+    np.fill_diagonal(cosine, -2)
+    same = (goals[:, None] == goals) & (goals != "")
+    np.fill_diagonal(same, False)
+    other = locales[:, None] != locales
+    found = []
+    for may, asked in ((np.ones_like(other), same.any(axis=1)), (other, (same & other).any(axis=1))):
+        best = np.where(may, cosine, -2).argmax(axis=1) if len(texts) else np.zeros(0, np.int64)
+        found.append((goals[best] == goals)[asked])
+    return found[0], found[1]
