@@ -26,16 +26,15 @@ WRITES = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 class Decide(beam.DoFn):
     """The window's evidence and goals -> candidate tables; emits receipts."""
 
-    def __init__(self, store: Store, attempt: str, as_of: date, k: int, burst: float, scarce: float, goals: Manifest, sent: int):
-        self._burst, self._scarce = burst, scarce
-        self._store, self._attempt, self._as_of, self._k, self._goals, self._sent = store, attempt, as_of, k, goals, sent
+    def __init__(self, store: Store, attempt: str, as_of: date, options: dict[str, Any], goals: Manifest, sent: int):
+        self._store, self._attempt, self._as_of, self._options, self._goals, self._sent = store, attempt, as_of, options, goals, sent
 
     def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
         from rewrite.evidence import Options, candidates
 
         goals = pl.concat([pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._goals.files])
-        options = Options(k=self._k, burst=self._burst, scarce=self._scarce)
-        found = candidates(window.merged(element[1], self._sent), goals, as_of=self._as_of, k=self._k, options=options)
+        options = Options(**self._options)
+        found = candidates(window.merged(element[1], self._sent), goals, as_of=self._as_of, k=options.k, options=options)
         for name, schema in CANDIDATES.items():
             frame = getattr(found, name)
             entry = self._store.attempt(self._attempt, "candidates", f"as_of={self._as_of}/{name}", engine.conform(frame, schema))
@@ -56,7 +55,19 @@ class Aggregate(beam.PTransform):
 
 def _fingerprint(context: Context, as_of: date) -> str:
     goals = context.store.manifest("goals", f"as_of={as_of}")
-    return window.fingerprint(context, as_of, goals.content if goals else "", context.config.fingerprint("privacy"), str(VERSION))
+    keys = context.config.fingerprint("privacy", "evidence.profile", "evidence.false_discovery", "evidence.grace")
+    return window.fingerprint(context, as_of, goals.content if goals else "", keys, str(VERSION), history=_careful(context))
+
+
+def _careful(context: Context) -> bool:
+    return context.config.evidence.profile == "careful"
+
+
+def settings(context: Context) -> dict[str, Any]:
+    """Fields of `rewrite.evidence.Options` that the configuration sets."""
+    p, e = context.config.privacy, context.config.evidence
+    decided = {"careful": _careful(context), "false_discovery": e.false_discovery, "grace": e.grace}
+    return {"k": p.k, "burst": p.burst, "scarce": p.scarce, **decided}
 
 
 def plan(context: Context) -> Plan:
@@ -78,9 +89,9 @@ def run(context: Context, report: Any) -> None:
     if goals is None:
         raise LakeError(f"there are no goals as of {as_of}; run `sayagain link --lake {context.options.lake} --as-of {as_of}` first")
     with context.store.lease("as_of"):
-        work = shards.by_bucket(window.manifests(context, as_of))
-        p, gather = context.config.privacy, window.GatherEvidence(context.store, window.rules(context), len(work))
-        transform = Aggregate(context.store, gather, f"{context.attempt}/aggregate", as_of, p.k, p.burst, p.scarce, goals, len(work))
+        work = shards.by_bucket(window.manifests(context, as_of, _careful(context)))
+        gather = window.GatherEvidence(context.store, window.rules(context), len(work), context.window(as_of)[0])
+        transform = Aggregate(context.store, gather, f"{context.attempt}/aggregate", as_of, settings(context), goals, len(work))
         receipts = engine.execute(context, "aggregate", work, transform, expect=len(CANDIDATES))
         fingerprint = _fingerprint(context, as_of)
         counts = {r["partition"]: r["counts"] for r in receipts}

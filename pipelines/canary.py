@@ -1,4 +1,8 @@
-"""Votes for the canary: the window's last fifth is what happened, the days before are what the candidates were made from."""
+"""Votes for the canary: the window's last fifth is what happened, the days before are what the candidates were made from.
+
+In a window of fewer days than `LEAST_DAYS` a fifth of the buckets of users takes the part of the last days: enough to see
+whether rewrites come true, not to try labels out.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +25,15 @@ SERVED = 0.5
 
 
 def settings(context: Context, as_of: date) -> dict[str, Any] | None:
-    """What `try_out` needs; None when the canary is off or the window is too short."""
+    """What `try_out` needs; None when the canary is off or nobody voted."""
     c = context.config
     days = context.window(as_of)
-    if not c.gates.canary_votes or len(days) < LEAST_DAYS:
+    if not c.gates.canary_votes or not days:
         return None
-    later = days[-max(1, len(days) // LAST) :]
     return {
         "votes": window.manifests(context, as_of),
-        "from": later[0],
+        "from": days[-(len(days) // LAST)] if len(days) >= LEAST_DAYS else None,
+        "as_of": as_of,
         "most": c.gates.canary_votes,
         "rules": window.rules(context),
         "k": c.privacy.k,
@@ -38,22 +42,37 @@ def settings(context: Context, as_of: date) -> dict[str, Any] | None:
     }
 
 
-def try_out(store: Store, s: dict[str, Any] | None) -> list[Measure]:
-    """The canary's measures of whole buckets of users, as many as `most` votes hold. Goals are not used: they know the later days."""
+def try_out(store: Store, s: dict[str, Any] | None) -> tuple[list[Measure], dict[str, Any]]:
+    """The canary's measures of whole buckets of users, as many as `most` votes hold, and what the report shows of rewrites that
+    were foretold: `reliability` and `trade_off`. Goals are not used: they know the later days."""
     from quality.canary import canary
-    from rewrite import evidence, trust
+    from rewrite import evidence, foresight, labels, pool, reliability, rewrites, trust
 
     if s is None:
-        return []
-    buckets = _read(store, s["votes"], s["most"])
-    early = [v.filter(pl.col("date") < s["from"]) for v in buckets]
+        return [], {}
+    buckets, split = _read(store, s["votes"], s["most"]), s["from"]
+    if split:
+        early, late = ([v.filter((pl.col("date") < split) == first) for v in buckets] for first in (True, False))
+    else:
+        early = [v for n, v in enumerate(buckets) if n % LAST] or buckets[:1]
+        late = [v for n, v in enumerate(buckets) if n % LAST == 0][: len(buckets) - len(early)]
     believed = trust.learn((trust.sketch(v) for v in early), s["rules"])
     merged = evidence.merge_evidence([evidence.bucket_evidence(v, believed) for v in early])
     options = evidence.Options(k=s["k"], burst=s["burst"], scarce=s["scarce"])
-    goals = pl.DataFrame(GOALS.empty_table())
-    labels = evidence.candidates(merged, goals, as_of=s["from"], k=s["k"], options=options).labels.filter(pl.col("decision") == "proposed")
-    late = _served(pl.concat([v.filter(pl.col("date") >= s["from"]) for v in buckets]))
-    return canary(_usual(pl.concat(early)), labels.select("locale", "utterance", "intent", "confidence"), _usual(late))
+    known = pool.build(merged, pl.DataFrame(GOALS.empty_table()), options)
+    later = evidence.later_trials(late, trust.learn((trust.sketch(v) for v in late), s["rules"]))
+    cases = foresight.cases(rewrites.mine(known, options), merged["trials"], later, known, options)
+    diagrams = reliability.by_locale(cases.filter("proposed").select("locale", "predicted", "happened"))
+    seen = {
+        "reliability": [{"kind": "rewrites", "locale": name, **d} for name, d in diagrams.items()],
+        "trade_off": foresight.trade_off(cases),
+    }
+    if not split:
+        return [], seen
+    taught = labels.mine(known, options).filter(pl.col("decision") == "proposed")
+    return canary(
+        _usual(pl.concat(early)), taught.select("locale", "utterance", "intent", "confidence"), _usual(_served(pl.concat(late)))
+    ), seen
 
 
 def _served(votes: pl.DataFrame) -> pl.DataFrame:

@@ -116,6 +116,21 @@ class Evidence:
         30, "votes of so many days, up to the as-of date, choose candidates; 0 is all of them", unit="days", low=0, high=36_500
     )
     evidence_days: int = key(400, "votes older than this are gone from evidence too", unit="days", low=1, high=36_500)
+    profile: str = key(
+        "balanced",
+        "balanced: a rewrite needs a posterior; careful: evidence over evidence_days that holds however often one looks (about half as many)",
+        choices=("balanced", "careful"),
+    )
+    false_discovery: float = key(
+        0.1, "careful: the share of its rewrites that may be no better than leaving the source alone", unit="share", low=1e-6, high=0.5
+    )
+    grace: int = key(
+        14,
+        "careful: a new assistant version lives so long on what the one before it proved (half of release.expires)",
+        unit="days",
+        low=0,
+        high=3_650,
+    )
 
 
 @dataclass(frozen=True)

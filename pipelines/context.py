@@ -60,6 +60,8 @@ class Context:
         """`make`: create the lake when it is not there (ingest does; readers say so instead). `dry`: it may stay away."""
         self.options = options
         self.config = configuration.load(options.config)
+        if profile := getattr(options, "profile", None):
+            self.config = dataclasses.replace(self.config, evidence=dataclasses.replace(self.config.evidence, profile=profile))
         if dry and "://" not in options.lake and not Path(options.lake).is_dir():
             options = dataclasses.replace(options, lake="memory://")
         elif not make and "://" not in options.lake and not Path(options.lake).is_dir():
@@ -183,6 +185,10 @@ class Context:
         have = self.store.manifests("turns")
         days = [d for d in self.chosen_dates("turns") if have[f"date={d}"].rows]
         return days[-1] if days else None
+
+    def history(self, as_of: date, table: str = "votes") -> list[date]:
+        """The days of the table that are evidence as of a date: those of the window, and all that are kept before it."""
+        return [d for d in self.dates(table) if d <= as_of and (as_of - d).days < self.config.evidence.evidence_days]
 
     def window(self, as_of: date, table: str = "votes") -> list[date]:
         """The days of the table that are in the window of the as-of date."""

@@ -39,18 +39,18 @@ def parse(given: Iterable[str]) -> dict[str, float]:
 def _rules(table: str, values: Mapping[str, float]) -> list[Rule]:
     """(reason, fails) in the order of judging, with the settings of now changed by `values`; None: no figure was kept."""
     now = Options()
-    k, served, votes, lift, label = (values.get(n, getattr(now, n)) for n in ("k", "served", "votes", "lift", "label"))
+    k, served, sure, lift, label = (values.get(n, getattr(now, n)) for n in ("k", "served", "probability", "lift", "label"))
+    unheard = (pl.col("reason") == "live") & (pl.col("source_served") >= now.served)  # hardly anybody was left alone: no figure
     if table == "labels":
         return [("placeholder", None), ("below_k", pl.col("users") < k), ("unsure", pl.col("confidence") < label)]
     return [
         ("placeholder", None),
         ("below_k", (pl.col("source_users") < k) | (pl.col("target_users") < k)),
-        ("source_served", pl.col("source_served") >= served),
+        ("source_served", (pl.col("source_served") >= served) & ~unheard),
         ("treated_failed", None),
         ("other_goal", None),
         ("blocked", None),
-        ("weak", None),
-        ("few_votes", pl.col("support") < votes),
+        ("weak", pl.col("probability") < sure),
         ("repeaters", None),
         ("ambiguous", None),
         ("no_lift", pl.col("lift_probability") < lift),

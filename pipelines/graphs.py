@@ -40,7 +40,7 @@ def transforms(context: Context) -> dict[str, beam.PTransform]:
         "choose": beam.ParDo(choose.Sample(store, "dry")),
         "embed": encode.Embed(store, "dry", partition, p.k, c.embedding.chunk, c.embedding.model, c.embedding.device, {}),
         "link": link.steps(context, "dry", DAY, have, None, BUCKETS),
-        "aggregate": aggregate.Aggregate(store, gather, "dry", DAY, p.k, p.burst, p.scarce, as_of, BUCKETS),
+        "aggregate": aggregate.Aggregate(store, gather, "dry", DAY, aggregate.settings(context), as_of, BUCKETS),
         "release": release.Release(store, "dry", {}),
     }
 

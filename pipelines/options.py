@@ -165,6 +165,9 @@ class LinkOptions(AsOfOptions):
             raise UsageError("--texts needs no --lake; give one of them")
 
 
+PROFILES = ("balanced", "careful")
+
+
 @dataclass(frozen=True)
 class AggregateOptions(AsOfOptions):
     """Turns votes into candidates: rewrites, labels and pairs, proposed or not, each with the reason.
@@ -172,6 +175,7 @@ class AggregateOptions(AsOfOptions):
     Example: sayagain aggregate --lake ./lake
     """
 
+    profile: str | None = opt(None, "how much evidence a rewrite needs; default: evidence.profile of the configuration", choices=PROFILES)
     dry_run: bool = DRY_RUN
 
 
@@ -224,6 +228,7 @@ class MineOptions(IngestOptions):
     window: str | None = opt(
         None, "how many days of votes choose candidates, or all; default: evidence.window of the configuration", metavar="DAYS|all"
     )
+    profile: str | None = opt(None, "how much evidence a rewrite needs; default: evidence.profile of the configuration", choices=PROFILES)
     refit: bool = opt(False, "fit a new model even though there is one; rebuilds the daily tables of the window")
     each_day: bool = opt(False, "one release a day, instead of one as of the last day")
 
@@ -261,7 +266,7 @@ class DemoOptions:
 THRESHOLDS = {
     "k": (2.0, 10_000.0, "distinct users behind both sides"),
     "served": (0.0, 1.0, "a source that is served this often is left alone"),
-    "votes": (0.0, 1_000.0, "least evidence of users for the goal"),
+    "probability": (0.0, 1.0, "least probability that the target serves"),
     "lift": (0.0, 1.0, "least probability that the target does better"),
     "label": (0.0, 1.0, "least confidence of a label"),
 }

@@ -92,13 +92,16 @@ def judged(store: Store, as_of: date, s: dict[str, Any]) -> tuple[Built, Verdict
         config_fingerprint=s["config"],
         expires_days=s["expires"],
     )
-    measured = measures(built.tables, parent.tables if parent else None, found) + try_out(store, s["canary"])
+    tried, foretold = try_out(store, s["canary"])
+    measured = measures(built.tables, parent.tables if parent else None, found) + tried
     verdicts = gates.run_gates(built.tables, built.metrics, k=s["k"], measured=measured, limits=Limits(**s["limits"]))
     status = "refused" if verdicts.refused else "empty" if built.empty and parent is None else "released"
     retracted = status == "released" and registry.is_retracted(store, built.release_id)
     if retracted or (status == "released" and built.nothing_new(parent, renew_days=s["renew"])):
         status = "nothing_new"
     seen = reporting.release_data(store, as_of, status, built, verdicts, found, tables, s, parent)
+    for name, rows in foretold.items():
+        seen.seeing[name] = seen.seeing.get(name, []) + rows
     if retracted:
         seen.why = f"{built.release_id} was retracted, and the same evidence and settings make the same release again"
     return built, verdicts, seen, parent

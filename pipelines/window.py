@@ -20,15 +20,15 @@ from rewrite.contracts import VOTES
 Tables = dict[str, bytes]  # evidence table -> Arrow IPC buffer
 
 
-def manifests(context: Context, as_of: date) -> list[Manifest]:
-    """The published votes of the window, in the order of their days."""
+def manifests(context: Context, as_of: date, history: bool = False) -> list[Manifest]:
+    """The published votes of the window, or of all evidence, in the order of their days."""
     have = context.store.manifests("votes")
-    return [have[shards.partition(d)] for d in context.window(as_of)]
+    return [have[shards.partition(d)] for d in (context.history if history else context.window)(as_of)]
 
 
-def fingerprint(context: Context, as_of: date, *more: str) -> str:
-    """A hash of the window's votes and of what else a table was made from."""
-    return digest([f"{m.partition} {m.content}" for m in manifests(context, as_of)] + list(more))
+def fingerprint(context: Context, as_of: date, *more: str, history: bool = False) -> str:
+    """A hash of the votes and of what else a table was made from."""
+    return digest([f"{m.partition} {m.content}" for m in manifests(context, as_of, history)] + list(more))
 
 
 def refuse_older(context: Context, table: str, as_of: date) -> None:
@@ -79,15 +79,15 @@ class Learn(beam.DoFn):
 
 
 class Reduce(beam.DoFn):
-    """Votes of whole users over the window -> additive evidence tables without user keys."""
+    """Votes of whole users -> additive evidence tables without user keys. Days before `since` are history: tests alone see them."""
 
-    def __init__(self, store: Store, rules: trust.Rules):
-        self._store, self._rules = store, rules
+    def __init__(self, store: Store, rules: trust.Rules, since: date | None = None):
+        self._store, self._rules, self._since = store, rules, since
 
     def process(self, shard: Shard, learned: tuple[int, bytes]) -> Iterable[tuple[int, Tables]]:
         votes = shards.read(self._store, shard, VOTES.names).drop("bucket")
         believed = trust.Trust(self._rules, learned[0], pl.DataFrame(pl.from_arrow(engine.from_ipc(learned[1]))))
-        yield 0, {name: engine.to_ipc(t) for name, t in evidence.bucket_evidence(votes, believed).items()}
+        yield 0, {name: engine.to_ipc(t) for name, t in evidence.bucket_evidence(votes, believed, self._since).items()}
 
 
 class GatherEvidence(beam.PTransform):
@@ -96,14 +96,14 @@ class GatherEvidence(beam.PTransform):
     The votes are read twice: what to believe of a user is known when every bucket was sketched.
     """
 
-    def __init__(self, store: Store, rules: trust.Rules, sent: int):
+    def __init__(self, store: Store, rules: trust.Rules, sent: int, since: date | None = None):
         super().__init__()
-        self._store, self._rules, self._sent = store, rules, sent
+        self._store, self._rules, self._sent, self._since = store, rules, sent, since
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[tuple[int, Iterable[Tables]]]:
         sketches = work | "sketch" >> beam.ParDo(Sketch(self._store)) | "gather sketches" >> beam.GroupByKey()
         learned = beam.pvalue.AsSingleton(sketches | "learn" >> beam.ParDo(Learn(self._rules, self._sent)))
-        return work | "reduce" >> beam.ParDo(Reduce(self._store, self._rules), learned) | "gather" >> beam.GroupByKey()
+        return work | "reduce" >> beam.ParDo(Reduce(self._store, self._rules, self._since), learned) | "gather" >> beam.GroupByKey()
 
 
 def rules(context: Context) -> trust.Rules:

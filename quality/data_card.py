@@ -37,7 +37,7 @@ No human annotated anything: labels rest on what users did after a turn. {parent
 
 ## How it was made
 
-1. Turns were scrubbed of mail addresses, phone numbers and long numbers before anything was stored; names are only what k users share.
+1. Turns were scrubbed of mail addresses, phone numbers and long numbers before anything was stored, and of names where the configuration says so.
 2. Each user has one vote per text and outcome; asking again for the same thing counts against the first wording.
 3. What users reached in the end, whether it was served, and how alike texts are, decides goals, rewrites and labels.
 4. {gates}

@@ -97,7 +97,7 @@ def render_report(data: ReportData) -> str:
         ("defences", "Rings and personal data", watch.defences(data.watch, data.candidates)),
         ("signals", "Signals", seeing.signals(data.seeing) + _plain(data.signals)),
         ("gaps", "Time until the next turn", seeing.gaps(data.seeing)),
-        ("reliability", "Does it come true?", seeing.reliability(data.seeing)),
+        ("reliability", "Does it come true?", seeing.reliability(data.seeing) + seeing.trade_off(data.seeing)),
         ("borderline", "Borderline pairs", _borderline(data)),
         ("model", "The model", seeing.model(data.seeing)),
         ("run", "The run", _timings(data)),

@@ -45,6 +45,13 @@ KINDS: Final = {
         "Each text's P(failed) comes from users and days before the split; whether the first turn of other users, later, was refused or asked "
         "again is what happened.",
     ),
+    "rewrites": (
+        "Rewrites, foretold by earlier users",
+        "Each rewrite's probability comes from the days before the window's last fifth (from other users, in a log of few days). What "
+        "happened: users who came to the source later and whose want showed went on to what the target serves, or were served something "
+        "else. A next request of another kind counts as something else, and so does a wording that nobody tied to the goal yet: good "
+        "rewrites stay below the line, and the distance says how much of what follows is another request.",
+    ),
 }
 
 Rows = list[dict[str, Any]]
@@ -222,6 +229,24 @@ def reliability(seen: Mapping[str, Any]) -> str:
     if sampled:
         out.append(f'<p class="sub">From {sampled["turns"]:,} turns, {html(sampled["from"])} to {html(sampled["to"])}.</p>')
     return "".join(out)
+
+
+def trade_off(seen: Mapping[str, Any]) -> str:
+    """How much each profile would serve, and how much of that came true, as it grows stricter; empty without any."""
+    rows = seen.get("trade_off") or []
+    if not rows:
+        return ""
+    cells = "".join(
+        f"<tr><td>{html(r['profile'])}</td><td>{r['threshold']:.2f}</td><td>{r['served']:.1%}</td><td>{r['right']:.1%}</td>"
+        f"<td>{r['sources']:,}</td></tr>"
+        for r in rows
+    )
+    lead = (
+        "Of the later users of sources whose rewrite passed every guard: the share that would be served at each threshold, and the share of "
+        "those who went on to what it serves. balanced decides by P(served), careful by ln(e), evidence that holds however often one looks."
+    )
+    head = "".join(f"<th>{h}</th>" for h in ("profile", "at least", "served", "came true", "sources"))
+    return f'<h3>Precision and volume</h3><p class="sub">{html(lead, 1000)}</p><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>'
 
 
 def _diagram(d: Mapping[str, Any]) -> str:

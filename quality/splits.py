@@ -26,6 +26,8 @@ def text_splits(goals: pl.DataFrame, labels: pl.DataFrame, pairs: pl.DataFrame, 
     """(locale, text, split of this release) of every released text, and the rows that are new in the ledger.
 
     A text without an entry gets its goal's split (its own hash if it has no goal); with another entry than its goal it is `none`.
+    One text may have several splits, said in several locales: it stays in test, else in dev, and is `none` in the others, so that
+    nothing is trained on that is tested on (the ledger keeps what each of them has).
     """
     no_goal = pl.lit(None, pl.String).alias("goal_id")
     parts = [
@@ -44,5 +46,8 @@ def text_splits(goals: pl.DataFrame, labels: pl.DataFrame, pairs: pl.DataFrame, 
     texts = texts.join(by_home, on="home", how="left").join(first, on=["locale", "text"], how="left")
     agrees = pl.col("entry").is_null() | pl.col("goal_id").is_null() | (pl.col("entry") == pl.col("goal_split"))
     split = pl.when(agrees).then(pl.coalesce("entry", "goal_split")).otherwise(pl.lit("none"))
+    texts = texts.with_columns(split=split)
+    least = pl.col("split").replace_strict({"test": 2, "dev": 1}, default=0, return_dtype=pl.Int8)
+    split = pl.when(least < least.max().over("text")).then(pl.lit("none")).otherwise("split")
     new = texts.filter(pl.col("entry").is_null()).select("locale", utterance="text", split="goal_split").sort("locale", "utterance")
     return texts.select("locale", "text", split=split), new

@@ -19,6 +19,8 @@ from typing import Final
 
 import polars as pl
 
+from rewrite.careful import trials
+from rewrite.contracts import VOTES
 from rewrite.success import vote_bin
 from rewrite.trust import Rules, Trust, judge
 
@@ -45,16 +47,17 @@ _TABLES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "causes": (("locale", "utterance", "cause"), ("failed",)),
     # who asked again with what: one `ask` per user and source, so that pooling over targets can count the user once
     "asks": (("locale", "source", "treatment", "ask", "copy", "target"), ("value", "step", "events")),
+    # the same for tests, by the user's first day, and what came of it; see `careful.trials`
+    "trials": (("locale", "source", "version", "date", "rewritten", "ask", "target", "intent", "slots"), ("p", "own")),
 }
 _DATED: Final = {"texts", "asks"}
 
 
-def user_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.DataFrame:
-    """One vote per user and key over the whole window: links the greatest value, outcomes the mean over events.
+def believed_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.LazyFrame:
+    """The votes that count: machines are left out, new accounts link nothing, spare copies of an account judge nothing; of a
+    user's links of a day the strongest stay. Adds `known`, `copy`, `spare` (of `trust.judge`); `value` in millionths (Int64).
 
-    votes: contracts.VOTES and `date`, any number of days of whole users. Machines are left out, new
-    accounts link nothing, spare copies of an account judge nothing; a user's links are capped, the strongest ones stay.
-    Gives the columns of VOTES, `value` in millionths (Int64), `known`, `copy`, `spare` (of `trust.judge`), and `first`, `last` (dates).
+    votes: contracts.VOTES and `date`, any number of days of whole users.
     """
     rules = trust.rules if trust else Rules()
     users = judge(votes, trust)
@@ -72,10 +75,18 @@ def user_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.DataFrame:
         .agg(pl.col("events").sum(), pl.col("distinct").sum())
     )
     bots = said.filter(pl.col("events") >= BOT_EVENTS, pl.col("distinct") < BOT_DISTINCT * pl.col("events")).select("user_key")
-    key = [n for n in votes.columns if n not in ("value", "events", "date")] + ["known", "copy", "spare"]
+    return frame.join(bots, on="user_key", how="anti")
+
+
+def user_votes(believed: pl.LazyFrame, trust: Trust | None = None) -> pl.DataFrame:
+    """One vote per user and key over the whole window, of `believed_votes`: links the greatest value, outcomes the mean over
+    events. A user's links are capped, the strongest ones stay. `date` becomes `first` and `last`.
+    """
+    rules = trust.rules if trust else Rules()
+    link = pl.col("kind") != "outcome"
+    key = [n for n in VOTES.names if n not in ("value", "events")] + ["known", "copy", "spare"]
     one = (
-        frame.join(bots, on="user_key", how="anti")
-        .group_by(key)
+        believed.group_by(key)
         .agg(
             greatest=pl.col("value").max(),
             mean=(pl.col("value") * pl.col("events")).sum() // pl.col("events").sum().clip(1),
@@ -90,14 +101,17 @@ def user_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.DataFrame:
     return one.filter(~link | (nth <= rules.links_per_window)).collect()
 
 
-def bucket_evidence(votes: pl.DataFrame, trust: Trust | None = None) -> dict[str, pl.DataFrame]:
+def bucket_evidence(votes: pl.DataFrame, trust: Trust | None = None, since: dt.date | None = None) -> dict[str, pl.DataFrame]:
     """The additive tables of one bucket: see `_TABLES` for their keys. No user key is left; empty votes give empty tables.
 
-    trust: of `rewrite.trust`, learned from all buckets; None believes everybody.
+    trust: of `rewrite.trust`, learned from all buckets; None believes everybody. since: the window's first day; days before
+    it are in `trials` alone, because a test that starts anew with every window is not anytime-valid.
 
     `asks` keeps one opaque number per user and source, which cannot be joined across sources.
     """
-    one = user_votes(votes, trust).lazy()
+    believed = believed_votes(votes, trust).collect()
+    window = believed if since is None else believed.filter(pl.col("date") >= since)
+    one = user_votes(window.lazy(), trust).lazy()
     alone = pl.col("treatment") != "rewritten"
     outcome, link = one.filter(pl.col("kind") == "outcome"), one.filter(pl.col("kind") != "outcome")
     dates = {"first": pl.col("first").min(), "last": pl.col("last").max()}
@@ -135,9 +149,16 @@ def bucket_evidence(votes: pl.DataFrame, trust: Trust | None = None) -> dict[str
         .group_by("locale", "utterance", "cause")
         .agg(failed=(MILLION - pl.col("value")).sum()),
         "asks": per_link.with_columns(ask=pl.struct("user_key", "locale", "source").hash()).drop("user_key"),
+        "trials": trials(believed.lazy()),
     }
     done = pl.collect_all([_typed(name, t) for name, t in tables.items()])
     return {name: t.sort(_TABLES[name][0], nulls_last=True) for name, t in zip(tables, done, strict=True)}
+
+
+def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> pl.DataFrame:
+    """`trials` of whole users' votes, bucket by bucket, without the other tables: what happened to those who come later."""
+    tables = [_typed("trials", trials(believed_votes(v, trust))).collect() for v in parts] or [bucket_evidence(empty_votes())["trials"]]
+    return pl.concat(tables)
 
 
 def merge_evidence(parts: Iterable[dict[str, pl.DataFrame]]) -> dict[str, pl.DataFrame]:
@@ -154,8 +175,6 @@ def merge_evidence(parts: Iterable[dict[str, pl.DataFrame]]) -> dict[str, pl.Dat
 
 def empty_votes() -> pl.DataFrame:
     """Votes of nobody, typed."""
-    from rewrite.contracts import VOTES
-
     empty = pl.DataFrame(VOTES.empty_table())
     return empty.with_columns(date=pl.lit(None, pl.Date)).clear()
 
@@ -173,12 +192,14 @@ class Options:
     k: int = 3
     served: float = 0.5  # a source at or above this is left alone
     target_served: float = 0.75  # a target is a text that is served this often
-    score: float = 0.3  # least share of the source's evidence that goes to the goal
-    votes: float = 0.5  # least evidence from users for the goal: content alone proposes nothing
+    probability: float = 0.5  # least probability that the target serves: more likely than not
     repeaters: float = 0.5  # share of voters who did it again and again, from which the pair is left out
     lift: float = 0.8  # least probability that the target does better than the source left alone
     burst: float = 1e-5  # a day's users of a source this unlikely came together: one honest day in 10^5 is lost
     scarce: float = 2.0  # a target with fewer outside users per user who went to it must be asked for in other wordings too
+    careful: bool = False  # release and retire by anytime-valid evidence, see `rewrite.careful`
+    false_discovery: float = 0.1  # with `careful`: the share of all that it releases that may be wrong, at any look
+    grace: int = 14  # days in which a new assistant version lives on what the one before it proved
     label: float = 0.8  # least confidence of a label: just above it three of four are right, below it fewer
     negatives: int = 2  # per positive pair
     pairs_per_goal: int = 40

@@ -129,8 +129,8 @@ def _foreign(pool: Pool) -> pl.DataFrame:
         "intent",
         own=pl.lit(0.0),
         projected=pl.lit(0.0),
-        goal_mass=MEETS * pl.col("membership") * pl.col("share"),
-        chance=MEETS * pl.col("membership") * pl.col("share"),
+        goal_mass=MEETS * pl.col("share"),
+        chance=MEETS * pl.col("share") * pl.when(pl.col("membership") >= 0.5).then(1.0).otherwise("membership"),  # more in it than out
         h=pl.lit(0.0),
         failed=pl.lit(1.0),
         foreign=pl.lit(True),

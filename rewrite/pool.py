@@ -26,7 +26,7 @@ STEP = MILLION // 2
 SURE = 0.8
 """A text served this often is followed no further along the chain."""
 LOWER = 0.05
-"""Lower bounds are 5 % quantiles of the posterior."""
+"""Lower bounds are 5 % quantiles of the posterior, upper ones 95 %."""
 REACH = 1e-3
 """Smallest chain score that is looked at."""
 
@@ -36,10 +36,11 @@ class Pool:
     """texts: row number = id, sorted by (locale, utterance), with
     `locale, utterance, users, known (of them not new), first, last, text, served, votes, untouched, goal, goal_id, membership, intent, slots,
     meaning_users, numbers, placeholder`; served = pooled P(served | left alone), works = P(it serves half of
-    them or more), goal = dense goal number.
+    them or more), served_high = its upper bound, goal = dense goal number.
     meanings: id, intent, slots, users, served (millionths), assistant_version; most served first within a text.
     asks: s, t, ask, value (millionths), step, events; of turns that were left alone.
     reach: s, t, score; of the absorbing chain, t other than s and likely served.
+    trials: of `careful.trials`, merged.
     treated: locale, source, target (strings), users, success, low, better; causes: id, cause, cause_probability.
     """
 
@@ -49,6 +50,7 @@ class Pool:
     reach: pl.DataFrame
     treated: pl.DataFrame
     causes: pl.DataFrame
+    trials: pl.DataFrame
 
     def column(self, name: str) -> np.ndarray:
         return self.texts[name].to_numpy()
@@ -73,7 +75,11 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
     )
     pooled = success.pool(alone["id"].to_numpy(), alone["bin"].to_numpy(), believed(alone).to_numpy(), texts["group"].to_numpy())
     texts = (
-        texts.with_columns(served=pl.Series(pooled.mean, dtype=pl.Float64), works=pl.Series(1 - pooled.below(0.5), dtype=pl.Float64))
+        texts.with_columns(
+            served=pl.Series(pooled.mean, dtype=pl.Float64),
+            works=pl.Series(1 - pooled.below(0.5), dtype=pl.Float64),
+            served_high=pl.Series(pooled.quantile(1 - LOWER)),
+        )
         .join(forms, on=at, how="left", maintain_order="left")
         .join(count, on="id", how="left", maintain_order="left")
         .with_columns(pl.col("votes", "untouched").fill_null(0), placeholder=pl.col("utterance").str.contains(PLACEHOLDER))
@@ -111,7 +117,9 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
         .unique("id", keep="first", maintain_order=True)
         .select("id", "cause", "cause_probability")
     )
-    return Pool(texts, meanings, asks, reach(texts, asks), _treated(evidence["treated"], texts, locales, pooled.curves), causes)
+    return Pool(
+        texts, meanings, asks, reach(texts, asks), _treated(evidence["treated"], texts, locales, pooled.curves), causes, evidence["trials"]
+    )
 
 
 def _numbers(utterances: pl.Series) -> pl.Series:

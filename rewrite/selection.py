@@ -1,7 +1,9 @@
 """Which labels are worth their place in a training set? A budget of them: few informative ones beat many that say nothing new.
 
 What the assistant got wrong comes first, then the tail: an assistant serves its common requests already (EMNLP 2022 industry
-track: .05 % of well-chosen data cut tail errors by .45 %).
+track: .05 % of well-chosen data cut tail errors by .45 %). Measured on simulated logs it is no better than chance: retrained accuracy
+with the chosen and with random labels (means of two draws) .736, .735 (sw-KE, 300), .749, .749 and .756, .760 (en-US, 500 and 1,430),
+.735, .736 (de-DE, 590). So a release is not cut to a budget; `sayagain evaluate --budget N` says what it does to an assistant.
 """
 
 from __future__ import annotations

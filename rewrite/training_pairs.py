@@ -50,14 +50,20 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
 
 
 def _positives(texts: pl.DataFrame, options: Options) -> pl.DataFrame:
-    """(a, p): the n-th and m-th best texts of one goal, n < m, as many as the goal may give."""
+    """(a, p): the n-th and m-th best texts of one goal, n < m, as many as the goal may give; its locales take turns."""
     most = int(np.ceil((1 + np.sqrt(1 + 8 * options.pairs_per_goal)) / 2))
-    best = texts.sort("goal", "membership", "users", "locale", "utterance", descending=[False, True, True, False, False])
+    # of a goal that holds several languages each has a part of its own in the pool
+    across = pl.coalesce(pl.format("g\x1f{}", "goal_id"), pl.format("t\x1f{}", "goal"))
+    texts = texts.with_columns(goal=across.rank("dense").cast(pl.Int64))
+    order = ["membership", "users", "locale", "utterance"]
+    best = texts.sort("goal", *order, descending=[False, True, True, False, False])
+    best = best.with_columns(turn=pl.int_range(pl.len()).over("goal", "locale"))
+    best = best.sort("goal", "turn", *order, descending=[False, False, True, True, False, False])
     best = best.with_columns(nth=pl.int_range(pl.len()).over("goal")).filter(pl.col("nth") < 2 * most)
     side = best.select("goal", "goal_id", "id", "nth", "membership", "utterance")
     pairs = side.join(side.select("goal", p="id", m="nth", pm="membership", pu="utterance"), on="goal").filter(
         pl.col("nth") < pl.col("m"), pl.col("utterance") != pl.col("pu")
-    )
+    )  # one text said in two languages teaches nothing
     return (
         pairs.sort("goal", pl.col("nth") + pl.col("m"), "nth")
         .group_by("goal", maintain_order=True)

@@ -106,3 +106,53 @@ def test_figures_for_people() -> None:
     shown = "\n".join(lines(found, "out"))
     assert "+20.0 [+10.0, +30.0]" in shown and "kept in out/encoder" in shown and "thrown away" in shown
     assert "70.0%" in part({"adapt": found}) and part({}) == ""
+
+
+def goals_of(split: str, first: int, n: int) -> pl.DataFrame:
+    """n goals of three wordings each that share a rare word; the frequent words around it are the same for all goals."""
+    forms = ("please {} now", "{} for me", "i want {}")
+    rows = []
+    for g in range(first, first + n):
+        texts = [f.format(f"word{g} thing{g}") for f in forms]
+        negative = forms[0].format(f"word{first + (g - first + 1) % n} thing{g}")
+        rows += [(a, b, negative, "other_goal", 1.0, "en-US", "en-GB", f"g{g}", split) for a in texts for b in texts if a < b]
+    return pl.DataFrame(rows, schema=pairs().columns, orient="row")
+
+
+@pytest.mark.slow
+def test_adapt_keeps_what_is_better_as_safetensors(tmp_path: Path) -> None:
+    from pipelines.adapt import adapt
+    from pipelines.models import load_encoder
+    from pipelines.worth_options import AdaptOptions
+
+    said = pl.concat([goals_of("train", 0, 40), goals_of("test", 40, 12)])
+    texts = pl.concat([said["anchor"], said["positive"]]).unique().sort()
+    goals = pl.DataFrame({"locale": "en-US", "utterance": texts, "users": 5})
+    rng = np.random.default_rng(0)
+    base = adaptation.distil(texts.to_list(), rng.normal(size=(len(texts), 24)))
+    base.save(str(tmp_path / "base"), safe_serialization=True)
+    options = AdaptOptions(lake="-", out=str(tmp_path / "out"), model=str(tmp_path / "base"), json=True)
+    (tmp_path / "out" / "encoder").mkdir(parents=True)
+    (tmp_path / "out" / "encoder" / "old.safetensors").write_bytes(b"")
+    found = adapt(said, goals, options, "r1")
+    assert [m["name"] for m in found["models"]] == ["as it was", "encoder", "small"] and found["texts"] >= 30
+    for m in found["models"][1:]:
+        folder = tmp_path / "out" / m["name"]
+        assert folder.exists() is m["kept"] and not (folder / "old.safetensors").exists()
+        if m["kept"]:
+            assert load_encoder(str(folder)).encode(["please word1 now"]).shape == (1, 24)
+    assert any(m["kept"] for m in found["models"])
+    assert {k: v for k, v in adapt(said, goals, options, "r1").items() if k == "losses"} == {"losses": found["losses"]}
+
+
+@pytest.mark.slow  # builds the whole model twice
+def test_the_model_that_learns_says_what_the_bundled_one_says(tmp_path: Path) -> None:
+    from pipelines import models
+
+    try:
+        models.bundled_folder(models.WIDE)
+    except ModelError as error:
+        pytest.skip(str(error))
+    texts = ["turn on the light", "schalte das licht ein", "明日の天気は", "washa taa", "कल का मौसम"]
+    learns = load_trainable(models.WIDE, "cpu").encode(texts, normalize_embeddings=True)
+    assert (models.load_encoder(models.WIDE, "cpu").encode(texts) * learns).sum(axis=1).min() > 0.999

@@ -143,3 +143,28 @@ def test_a_language_without_intents_is_labelled_by_goals_of_another() -> None:
     assert "zima taa" not in set(
         mine(log, shared).labels.filter(pl.col("locale") == "sw-KE", pl.col("decision") == "proposed")["utterance"]
     )
+
+
+def test_positives_across_languages_and_no_text_with_itself() -> None:
+    log = background(Log())
+    texts = {"en-US": ["lights off", "switch off the light", "lamp off", "ok"], "de-DE": ["licht aus", "lampe aus", "ok"]}
+    for locale, said in texts.items():
+        for i, text in enumerate(said):
+            for u in range(4):
+                log.says(f"{locale}{i}{u}", text, 0.95, "off", locale=locale).says(
+                    f"{locale}{i}{u}", f"{text} not", 0.95, "on", locale=locale
+                )
+    rows = [
+        {"locale": lo, "utterance": u, "goal_id": "g", "membership": 1.0, "users": 4, "is_exemplar": False}
+        for lo, t in texts.items()
+        for u in t
+    ]
+    goals = pl.DataFrame(rows, schema=pl.DataFrame(contracts.GOALS.empty_table()).schema)
+    found = mine(log, goals).pairs.filter(pl.col("decision") == "proposed")
+    across = found.filter(pl.col("locale_anchor") != pl.col("locale_positive"))
+    assert across.select("anchor", "positive").unique().height == 11  # 4 x 3, less ok - ok
+    assert found.height > across.height and not (found["anchor"] == found["positive"]).any()
+    few = mine(log, goals, pairs_per_goal=1).pairs.filter(pl.col("decision") == "proposed", pl.col("goal_id") == "g")
+    assert set(few["locale_anchor"]) != set(few["locale_positive"])  # locales take turns
+    said_there = {(lo, n) for lo, n in found.select("locale_anchor", "negative").rows()}
+    assert said_there and all(n.removesuffix(" not") in texts[lo] for lo, n in said_there)  # negatives are the anchor's locale's

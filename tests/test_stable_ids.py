@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from itertools import pairwise
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -38,7 +39,9 @@ def inputs(log):
     texts = texts.sort("locale", "utterance")
     served = log.filter(done, pl.col("intent").is_not_null()).group_by("locale", "utterance", "intent", "slots")
     served = served.agg(users=pl.col("user_id").n_unique().cast(pl.Int64)).with_columns(weight=pl.col("users") * 0.9)
-    return texts, NgramEncoder().encode(texts["utterance"].to_list()), links.with_columns(weight=pl.col("users") * 0.9), served
+    vectors = NgramEncoder().encode(texts["utterance"].to_list())[:, :256]  # a fourth of the buckets: enough here, and faster
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    return texts, vectors, links.with_columns(weight=pl.col("users") * 0.9), served
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,9 @@ def trainable(data: bytes, folder: str) -> Any:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of reading and writing the parts
 
     file = read_model(data)
     h, wide = file.hidden, file.wide
