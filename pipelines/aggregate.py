@@ -72,7 +72,8 @@ def settings(context: Context) -> dict[str, Any]:
 
 def plan(context: Context) -> Plan:
     """The candidates of the as-of date, unless they were made from the same votes."""
-    return window.plan(context, "candidates", "/pairs", _fingerprint)
+    plans = [window.plan(context, "candidates", f"/{n}", _fingerprint) for n in CANDIDATES]
+    return next((p for p in plans if not p.skip), plans[0])  # one that is gone is made anew, with the others
 
 
 def run(context: Context, report: Any) -> None:

@@ -64,6 +64,7 @@ def same(near, want):
     assert (near["en"].recall, near["en"].probes) == (want.recall, want.probes)
 
 
+@pytest.mark.slow
 def test_the_job_finds_what_one_machine_finds(lake, tmp_path):
     want = expected(lake)
     assert want.probes > 1

@@ -80,7 +80,7 @@ def test_a_disk_that_is_really_full(world, tmp_path):
 
 def test_every_table_corrupted_in_turn_is_found_and_mended(world):
     mended = 0
-    for table in ("turns", "rephrases", "outcomes", "votes", "goals", "candidates"):
+    for table in ("candidates", "turns", "rephrases", "outcomes", "votes", "goals"):
         lake = world.lake()
         shutil.copytree(world.folder / "calm", lake)
         victim = sorted((lake / table).rglob("*.parquet"))[0]
