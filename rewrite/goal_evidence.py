@@ -289,7 +289,8 @@ def _background(nearest: np.ndarray, cosine: np.ndarray, random: np.ndarray, tex
     they do not, chance alone explains a cosine, and no more is believed than 1 - (expected chance neighbours at least this
     near) / (seen), chance being a normal fitted to random pairs. The way has no scale of a model or a language left;
     squared, it puts the least probability of two unknown clusters at four fifths of the way, where average linkage agreed best
-    with lists of wordings in 14 languages (two encoders; 3/4 to 9/10 in all but two). A ranking made comparable, not a frequency.
+    with lists of wordings in 14 languages (of the fast model; 2/3 in one of them, above 1 in two). A ranking made comparable,
+    not a frequency.
     """
     from scipy.special import ndtr
 
