@@ -37,8 +37,9 @@ BORDERLINE_COLUMNS: Final = (
 KINDS: Final = {
     "feedback": (
         "Thumbs down, foretold without feedback",
-        "Turns with feedback, judged again without it: predicted P(failed) against the share that got a thumbs down. Who gives feedback is "
-        "no random sample, so a diagram off the line may say as much about them; the model's parameters were learned with feedback.",
+        "Sessions with feedback: a model learned from the earlier half of their days, without any feedback, judges the later half (of a "
+        "single day, the model in use does): predicted P(failed) against the share that got a thumbs down. Who gives feedback is no random "
+        "sample, so a diagram off the line may say as much about them.",
     ),
     "later": (
         "Refused or asked again, foretold by earlier users",

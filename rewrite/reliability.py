@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from rewrite.asked_again import fit
 from rewrite.curves import logit, sigmoid
 from rewrite.model import Model
 from rewrite.votes import detect
@@ -44,12 +45,18 @@ def by_locale(cases: pl.DataFrame) -> dict[str, Diagram]:
 
 
 def feedback_cases(turns: pl.DataFrame, model: Model, gap_s: float) -> pl.DataFrame:
-    """`locale, predicted, happened` of the turns with feedback: P(failed) judged without any feedback, and whether the
-    feedback was -1. `turns` are whole sessions. The model's parameters were learned with feedback among the signals."""
-    given = turns.filter(pl.col("feedback").is_not_null() & (pl.col("feedback") != 0))
-    blind = detect(turns.with_columns(feedback=pl.lit(None, pl.Int8)), model, gap_s).outcomes
+    """`locale, predicted, happened` of turns with feedback: P(failed), and whether the feedback was -1. `turns`: whole sessions.
+
+    The later half of the days is judged by a model that is fitted to the earlier half without any feedback, as `model` was
+    to all, so neither sees what it foretells. Of a single day `model` itself judges, blind to the feedback.
+    """
+    blind, days = turns.with_columns(feedback=pl.lit(None, pl.Int8)), turns["date"].unique().sort()
+    split = days[len(days) // 2] if len(days) else None
+    early = blind.filter(pl.col("date") < split)
+    found = detect(blind.filter(pl.col("date") >= split), fit(early, k=model.k) if early.height else model, gap_s).outcomes
     ids = ["date", "user_key", "turn_id"]
-    cases = given.select(*ids, "locale", happened=pl.col("feedback") < 0).join(blind.select(*ids, "p_failed"), on=ids)
+    given = turns.filter(pl.col("feedback").is_not_null() & (pl.col("feedback") != 0))
+    cases = given.select(*ids, "locale", happened=pl.col("feedback") < 0).join(found.select(*ids, "p_failed"), on=ids)
     return cases.select("locale", predicted="p_failed", happened="happened")
 
 
