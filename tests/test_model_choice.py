@@ -90,6 +90,8 @@ def test_the_wide_model_is_asked_only_where_the_fast_one_fails(monkeypatch):
     assert row["model"] == job.models.FAST
     assert asked == [job.models.FAST, job.models.NGRAMS]
     monkeypatch.setattr(pipelines.encode, "encoder", encoder({job.models.FAST: 0.4}))
+    assert job.measure(sides, ["a 1"], "cpu")["model"] == job.models.NGRAMS, "a tie is not worth the dearer one"
+    monkeypatch.setattr(pipelines.encode, "encoder", encoder({job.models.FAST: 0.4, job.models.NGRAMS: 0.4}))
     row = job.measure(sides, ["a 1"], "cpu")
     assert row["model"] == job.models.WIDE
     assert set(row["auc"]) == {job.models.FAST, job.models.WIDE, job.models.NGRAMS}

@@ -92,7 +92,7 @@ def _train(job: Job, test: pl.DataFrame, options: argparse.Namespace) -> int:
     model = load_model(options.model, options.seed)
     unseen = job.load("pairs").filter(pl.col("split").is_in(["dev", "test"]))
     before, near_before = accuracy(model, labels, test), nearest(model, unseen)
-    rate = MODEL_RATE if any(p.requires_grad for p in model[0].parameters()) else LAYER_RATE
+    rate = LAYER_RATE if options.model == BUNDLED else MODEL_RATE
     for epoch, loss in enumerate(fine_tune(model, pairs, options.epochs, options.seed, rate)):
         print(f"  epoch {epoch + 1}: loss {loss:.3f}", flush=True)
     after, near_after = accuracy(model, labels, test), nearest(model, unseen)
