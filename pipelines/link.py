@@ -141,7 +141,7 @@ def steps(context: Context, attempt: str, as_of: date, have: embed.Current, last
     """The transform of one run of the job, over so many buckets of votes."""
     c, store = context.config, context.store
     return Link(
-        window.GatherEvidence(store, window.rules(context), buckets),
+        window.GatherEvidence(store, window.rules(context), buckets, tested=False),
         Inputs(c.privacy.k, buckets, c.privacy.burst, c.privacy.scarce),
         cells.NearNeighbours(store, attempt, have, cells.Plan(NEIGHBOURS, c.run.seed, nb.EXACT, nb.PER_CELL)),
         BuildGoals(store, attempt, as_of, have, last, c.run.seed, _lexicon(context)),

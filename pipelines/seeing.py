@@ -18,8 +18,8 @@ from pipelines.store import Manifest, Store
 
 MAX_TURNS = 200_000
 """A tenth of a percent in a reliability bin, and seconds to read."""
-MAX_FEEDBACK_TURNS = 20_000
-"""Turns that a model learns from and judges without their feedback: four seconds' work."""
+MAX_FEEDBACK_TURNS = 10_000
+"""Turns that a model learns from and judges without their feedback: two seconds' work."""
 
 
 def gather(store: Store, days: list[str], gap_s: float, goals: pl.DataFrame | None, k: int, *, deep: bool = True) -> dict[str, Any]:

@@ -81,29 +81,33 @@ class Learn(beam.DoFn):
 class Reduce(beam.DoFn):
     """Votes of whole users -> additive evidence tables without user keys. Days before `since` are history: tests alone see them."""
 
-    def __init__(self, store: Store, rules: trust.Rules, since: date | None = None):
-        self._store, self._rules, self._since = store, rules, since
+    def __init__(self, store: Store, rules: trust.Rules, since: date | None, tested: bool):
+        self._store, self._rules, self._since, self._tested = store, rules, since, tested
 
     def process(self, shard: Shard, learned: tuple[int, bytes]) -> Iterable[tuple[int, Tables]]:
         votes = shards.read(self._store, shard, VOTES.names).drop("bucket")
         believed = trust.Trust(self._rules, learned[0], pl.DataFrame(pl.from_arrow(engine.from_ipc(learned[1]))))
-        yield 0, {name: engine.to_ipc(t) for name, t in evidence.bucket_evidence(votes, believed, self._since).items()}
+        yield 0, {name: engine.to_ipc(t) for name, t in evidence.bucket_evidence(votes, believed, self._since, self._tested).items()}
 
 
 class GatherEvidence(beam.PTransform):
     """Shards of votes, one per bucket of users -> the merged evidence, as one element of IPC buffers.
 
-    The votes are read twice: what to believe of a user is known when every bucket was sketched.
+    The votes are read twice: what to believe of a user is known when every bucket was sketched. Not `tested`: without `trials`.
     """
 
-    def __init__(self, store: Store, rules: trust.Rules, sent: int, since: date | None = None):
+    def __init__(self, store: Store, rules: trust.Rules, sent: int, since: date | None = None, *, tested: bool = True):
         super().__init__()
-        self._store, self._rules, self._sent, self._since = store, rules, sent, since
+        self._store, self._rules, self._sent, self._since, self._tested = store, rules, sent, since, tested
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[tuple[int, Iterable[Tables]]]:
         sketches = work | "sketch" >> beam.ParDo(Sketch(self._store)) | "gather sketches" >> beam.GroupByKey()
         learned = beam.pvalue.AsSingleton(sketches | "learn" >> beam.ParDo(Learn(self._rules, self._sent)))
-        return work | "reduce" >> beam.ParDo(Reduce(self._store, self._rules, self._since), learned) | "gather" >> beam.GroupByKey()
+        return (
+            work
+            | "reduce" >> beam.ParDo(Reduce(self._store, self._rules, self._since, self._tested), learned)
+            | "gather" >> beam.GroupByKey()
+        )
 
 
 def rules(context: Context) -> trust.Rules:

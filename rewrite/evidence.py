@@ -101,11 +101,13 @@ def user_votes(believed: pl.LazyFrame, trust: Trust | None = None) -> pl.DataFra
     return one.filter(~link | (nth <= rules.links_per_window)).collect()
 
 
-def bucket_evidence(votes: pl.DataFrame, trust: Trust | None = None, since: dt.date | None = None) -> dict[str, pl.DataFrame]:
+def bucket_evidence(
+    votes: pl.DataFrame, trust: Trust | None = None, since: dt.date | None = None, tested: bool = True
+) -> dict[str, pl.DataFrame]:
     """The additive tables of one bucket: see `_TABLES` for their keys. No user key is left; empty votes give empty tables.
 
     trust: of `rewrite.trust`, learned from all buckets; None believes everybody. since: the window's first day; days before
-    it are in `trials` alone, because a test that starts anew with every window is not anytime-valid.
+    it are in `trials` alone, because a test that starts anew with every window is not anytime-valid. Not `tested`: no `trials`.
 
     `asks` keeps one opaque number per user and source, which cannot be joined across sources.
     """
@@ -149,7 +151,7 @@ def bucket_evidence(votes: pl.DataFrame, trust: Trust | None = None, since: dt.d
         .group_by("locale", "utterance", "cause")
         .agg(failed=(MILLION - pl.col("value")).sum()),
         "asks": per_link.with_columns(ask=pl.struct("user_key", "locale", "source").hash()).drop("user_key"),
-        "trials": trials(believed.lazy()),
+        "trials": trials((believed if tested else believed.clear()).lazy()),
     }
     done = pl.collect_all([_typed(name, t) for name, t in tables.items()])
     return {name: t.sort(_TABLES[name][0], nulls_last=True) for name, t in zip(tables, done, strict=True)}
