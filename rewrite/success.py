@@ -106,30 +106,31 @@ def pool(
 
 
 def _fit(counts: sparse.csr_matrix, prior: np.ndarray, strength: float, given: Curve | None, rounds: int) -> tuple[np.ndarray, Curve]:
-    votes = np.asarray(counts.sum(axis=0)).ravel()
-    voters = np.asarray(counts.sum(axis=1)).ravel()
+    # most texts have one of few sets of votes: each set is judged once
+    sets, of, texts = np.unique(counts.toarray(), axis=0, return_inverse=True, return_counts=True)
+    voters = sets.sum(axis=1)
+    votes, some, shared = texts @ sets, texts * (voters > 0), texts * (voters >= 2)  # one user alone says nothing about agreement
     if given is None:  # one imaginary user on either side keeps the base off 0 and 1
         curve = Curve(_VALUES, float((votes @ _VALUES + 1) / (votes.sum() + 2)), prior)
     else:
         curve = Curve(given.value, given.base, prior)
-    shared = counts[voters >= 2]  # a text with one user says nothing about agreement
-    posterior = np.tile(prior, (counts.shape[0], 1))
+    posterior = np.tile(prior, (len(sets), 1))
     for _ in range(rounds):
         each = curve.likelihood()
-        log = counts @ np.log(each)
+        log = sets @ np.log(each)
         posterior = np.exp(log - log.max(axis=1, keepdims=True)) * curve.weight if len(log) else posterior
         posterior /= posterior.sum(axis=1, keepdims=True)
-        weight = (posterior[voters > 0].sum(axis=0) + strength * prior) / ((voters > 0).sum() + strength)
+        weight = (some @ posterior + strength * prior) / (some.sum() + strength)
         if given is not None:
             curve = Curve(curve.value, curve.base, weight)
             continue
-        where = shared.T @ posterior[voters >= 2]  # (bins, grid): at which rates are the votes of a bin found?
+        where = (sets * shared[:, None]).T @ posterior  # (bins, grid): at which rates are the votes of a bin found?
         served = np.outer(curve.value / curve.base, GRID) / each
         total = where.sum(axis=1)
         value = ((where * served).sum(axis=1) + ANCHOR_VOTES * _VALUES) / (total + ANCHOR_VOTES)
         value = np.clip(_monotone(value, total + 1e-6), _VALUES[0], _VALUES[-1])
         curve = Curve(value, float((votes @ value + 1) / (votes.sum() + 2)), weight)
-    return posterior, curve
+    return posterior[of.ravel()], curve
 
 
 def _monotone(value: np.ndarray, weight: np.ndarray) -> np.ndarray:
