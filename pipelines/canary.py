@@ -13,7 +13,7 @@ import polars as pl
 
 from pipelines import shards, window
 from pipelines.context import Context
-from pipelines.store import Manifest, Store
+from pipelines.store import Store
 from rewrite.contracts import GOALS, VOTES
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def try_out(store: Store, s: dict[str, Any] | None) -> tuple[list[Measure], dict
 
     if s is None:
         return [], {}
-    buckets, split = _read(store, s["votes"], s["most"]), s["from"]
+    buckets, split = shards.first_buckets(store, s["votes"], VOTES.names, s["most"]), s["from"]
     if split:
         early, late = ([v.filter((pl.col("date") < split) == first) for v in buckets] for first in (True, False))
     else:
@@ -86,16 +86,6 @@ def _served(votes: pl.DataFrame) -> pl.DataFrame:
     per = alone.group_by(*key, "user_key", maintain_order=True).agg(pl.col("value").mean())
     works = per.group_by(key, maintain_order=True).agg(pl.col("value").mean()).filter(pl.col("value") >= SERVED)
     return votes.filter(pl.col("value") >= SERVED).join(works.select(key), on=key, how="semi")
-
-
-def _read(store: Store, manifests: list[Manifest], most: int) -> list[pl.DataFrame]:
-    """Votes per bucket of users, until `most` rows are read; at least one bucket."""
-    out: list[pl.DataFrame] = []
-    for shard in shards.by_bucket(manifests):
-        if out and sum(v.height for v in out) >= most:
-            break
-        out.append(shards.read(store, shard, VOTES.names).drop("bucket"))
-    return out
 
 
 def _usual(votes: pl.DataFrame) -> pl.DataFrame:

@@ -58,7 +58,7 @@ class Blocks(beam.DoFn):
         self._store, self._have, self._plan = store, have, plan
 
     def process(self, texts: bytes) -> Iterable[Block]:
-        frame = pl.DataFrame(pl.from_arrow(engine.from_ipc(texts)))
+        frame = engine.frame(texts)
         big = [lo for lo, n in frame["locale"].value_counts().sort("locale").iter_rows() if n > self._plan.exact]
         for locale in big if self._have else ():
             keys = frame.filter(pl.col("locale") == locale)["utterance"]
@@ -86,7 +86,7 @@ class _OfBlock(beam.DoFn):
 
     def read(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """(row numbers int64, vectors float32)."""
-        texts = pl.DataFrame(pl.from_arrow(engine.from_ipc(block.texts)))
+        texts = engine.frame(block.texts)
         locales = pl.Series([block.locale] * texts.height, dtype=pl.String)
         vectors, _ = embed.vectors(self._store, self._have, locales, texts["key"], block.bucket)
         assert vectors is not None  # these keys were found among the vectors

@@ -56,7 +56,7 @@ class Missing(beam.DoFn):
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[tuple[int, bytes]]:
         bucket, parts = element
-        texts = pl.concat([pl.DataFrame(pl.from_arrow(engine.from_ipc(b))) for b in parts])
+        texts = pl.concat([engine.frame(b) for b in parts])
         texts = texts.group_by("locale", "key").agg(pl.col("users").sum(), pl.col("linked").any())
         if self._locales is not None:
             texts = texts.filter(pl.col("locale").is_in(self._locales))

@@ -42,6 +42,11 @@ def from_ipc(buffer: bytes) -> pa.Table:
     return pa.ipc.open_stream(buffer).read_all()
 
 
+def frame(buffer: bytes) -> pl.DataFrame:
+    """The table of an IPC buffer as a frame."""
+    return pl.DataFrame(pl.from_arrow(from_ipc(buffer)))
+
+
 def conform(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
     """The frame's columns in the order and types of a contract, extra columns after them. Raises KeyError on a missing one."""
     extra = [c for c in frame.columns if c not in schema.names]

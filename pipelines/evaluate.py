@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipelines import registry, shards
+from pipelines import registry, shards, testset
 from pipelines.errors import LakeError, UsageError
 from pipelines.releases import open_lake
 from pipelines.store import Store
@@ -46,17 +45,7 @@ def main(options: EvaluateOptions) -> int:
 
 def read_set(path: str, flag: str) -> pl.DataFrame:
     """`text` (key), `intent`, and `locale` if the file has one. Raises UsageError naming the file and what it lacks."""
-    from quality.holdback import TEXT_NAMES, test_column
-
-    readers: dict[str, Any] = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".ndjson": pl.read_ndjson}
-    try:
-        table = readers.get(Path(path).suffix, pl.read_parquet)(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UsageError(f"{flag} {path}: cannot be read as {Path(path).suffix or 'Parquet'}: {error}") from None
-    column = test_column(table.columns)
-    if column is None or "intent" not in table.columns:
-        lacks = "intent" if column else f"text (one of {', '.join(TEXT_NAMES)})"
-        raise UsageError(f"{flag} {path}: it has columns {', '.join(table.columns)}, and none for the {lacks}: rename one")
+    table, column = testset.read(path, f"{flag} {path}", "intent")
     more = ["locale"] if "locale" in table.columns else []
     rows = table.select(*more, "intent", text=key_expr(column)).drop_nulls()
     if rows.is_empty():

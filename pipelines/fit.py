@@ -54,7 +54,7 @@ class FitModel(beam.DoFn):
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[dict[str, Any]]:
         from rewrite import asked_again
 
-        parts = [pl.DataFrame(pl.from_arrow(engine.from_ipc(b))) for b in element[1]]
+        parts = [engine.frame(b) for b in element[1]]
         engine.accounted("shards of turns", self._sent, len(parts))
         turns = pl.concat(parts)
         model = asked_again.fit(turns, **self._settings)

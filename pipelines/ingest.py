@@ -241,7 +241,7 @@ class _Merge(beam.DoFn):
         frames: dict[bytes, list[pl.DataFrame]] = {b"t": [], b"r": []}
         for piece in pieces:
             if piece:
-                frames[piece[:1]].append(pl.DataFrame(pl.from_arrow(engine.from_ipc(piece[1:]))).with_columns(fresh=pl.lit(True)))
+                frames[piece[:1]].append(engine.frame(piece[1:]).with_columns(fresh=pl.lit(True)))
         base = {}
         for kind, (table, blank) in _BLANK.items():
             manifest = job.store.manifest(table, day)

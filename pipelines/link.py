@@ -64,7 +64,7 @@ class BuildGoals(beam.DoFn):
     def process(self, element: window.Tables, found: Iterable[tuple[str, bytes]]) -> Iterable[dict[str, Any]]:
         from rewrite import goals
 
-        texts, links, served = (pl.DataFrame(pl.from_arrow(engine.from_ipc(element[name]))) for name in ("texts", "links", "served"))
+        texts, links, served = (engine.frame(element[name]) for name in ("texts", "links", "served"))
         vectors, model = embed.vectors(self._store, self._embeddings, texts["locale"], texts["utterance"])
         last = None
         if self._last is not None:

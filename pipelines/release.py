@@ -7,17 +7,16 @@ import hashlib
 import json
 from collections.abc import Iterable
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import polars as pl
 
-from pipelines import embed, engine, modelstore, registry, reporting, shards, versions, window
+from pipelines import embed, engine, modelstore, registry, reporting, shards, testset, versions, window
 from pipelines.canary import settings as canary_settings
 from pipelines.canary import try_out
 from pipelines.context import Context
-from pipelines.errors import LakeError, Refused, UsageError
+from pipelines.errors import LakeError, Refused
 from pipelines.plan import Plan, Todo
 from pipelines.store import Manifest, Store
 from pipelines.veto import vetoes
@@ -209,18 +208,9 @@ def _held(context: Context) -> Held:
 
 def _test_texts(path: str) -> list[str]:
     """The texts of a held-out test set. Raises UsageError when there are none to be found."""
-    from quality.holdback import TEXT_NAMES, test_column
-
     if not path:
         return []
-    readers: dict[str, Any] = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".ndjson": pl.read_ndjson}
-    try:
-        table = readers.get(Path(path).suffix, pl.read_parquet)(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UsageError(f"release.test_set = {path!r}: cannot be read: {error}") from None
-    column = test_column(table.columns)
-    if column is None:
-        raise UsageError(f"release.test_set = {path!r}: has columns {', '.join(table.columns)}; one should be {', '.join(TEXT_NAMES)}")
+    table, column = testset.read(path, f"release.test_set = {path!r}")
     return [str(t) for t in table[column].drop_nulls()]
 
 

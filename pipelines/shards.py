@@ -68,6 +68,16 @@ def read(store: Store, shard: Shard, columns: list[str] | None = None) -> pl.Dat
     return pl.concat(frames)
 
 
+def first_buckets(store: Store, manifests: Iterable[Manifest], columns: list[str], most: int) -> list[pl.DataFrame]:
+    """Rows per bucket of users, until `most` are read; at least one bucket, if there is any."""
+    out: list[pl.DataFrame] = []
+    for shard in by_bucket(manifests):
+        if out and sum(f.height for f in out) >= most:
+            break
+        out.append(read(store, shard, columns).drop("bucket"))
+    return out
+
+
 def whole(store: Store, table: str, name: str) -> pl.DataFrame | None:
     """All rows of a partition, None when it was never published or holds no file."""
     data = store.read(table, name)

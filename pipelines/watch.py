@@ -33,16 +33,11 @@ def gather(
     store: Store, votes: list[Manifest], candidates: Mapping[str, pl.DataFrame | None], rules: trust.Rules, k: int, burst: float
 ) -> dict[str, Any]:
     """Everything that `quality.watch` draws, as JSON types; {} without votes. Only texts and words that k users share."""
-    work = shards.by_bucket(votes)
-    parts: list[pl.DataFrame] = []
-    for shard in work:
-        if parts and sum(p.height for p in parts) >= MOST_VOTES:
-            break
-        parts.append(shards.read(store, shard, VOTES.names).drop("bucket"))
+    parts = shards.first_buckets(store, votes, VOTES.names, MOST_VOTES)
     if not parts:
         return {}
     days = sorted(m.partition.removeprefix("date=") for m in votes if m.rows)
-    out: dict[str, Any] = {"buckets": [len(parts), len(work)], "days": [days[0], days[-1]]}
+    out: dict[str, Any] = {"buckets": [len(parts), len(shards.by_bucket(votes))], "days": [days[0], days[-1]]}
     late = date.fromisoformat(days[-max(1, len(days) // LAST)])
     every = pl.concat(parts)
     counts = news.tally(every, late)

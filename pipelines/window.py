@@ -74,7 +74,7 @@ class Learn(beam.DoFn):
     def process(self, element: tuple[int, Iterable[Tables]]) -> Iterable[tuple[int, bytes]]:
         parts = list(element[1])
         engine.accounted("sketches of votes", self._sent, len(parts))
-        found = trust.learn(({n: pl.DataFrame(pl.from_arrow(engine.from_ipc(b))) for n, b in p.items()} for p in parts), self._rules)
+        found = trust.learn(({n: engine.frame(b) for n, b in p.items()} for p in parts), self._rules)
         yield found.least_texts, engine.to_ipc(found.copied)
 
 
@@ -86,7 +86,7 @@ class Reduce(beam.DoFn):
 
     def process(self, shard: Shard, learned: tuple[int, bytes]) -> Iterable[tuple[int, Tables]]:
         votes = shards.read(self._store, shard, VOTES.names).drop("bucket")
-        believed = trust.Trust(self._rules, learned[0], pl.DataFrame(pl.from_arrow(engine.from_ipc(learned[1]))))
+        believed = trust.Trust(self._rules, learned[0], engine.frame(learned[1]))
         yield 0, {name: engine.to_ipc(t) for name, t in evidence.bucket_evidence(votes, believed, self._since, self._tested).items()}
 
 
@@ -120,4 +120,4 @@ def merged(parts: Iterable[Tables], shards_sent: int) -> dict[str, pl.DataFrame]
     """What GatherEvidence's element holds, added up. Raises LakeError when the evidence of a shard did not arrive."""
     parts = list(parts)
     engine.accounted("shards of votes", shards_sent, len(parts))
-    return evidence.merge_evidence({n: pl.DataFrame(pl.from_arrow(engine.from_ipc(b))) for n, b in p.items()} for p in parts)
+    return evidence.merge_evidence({n: engine.frame(b) for n, b in p.items()} for p in parts)

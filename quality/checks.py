@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from quality.scrub import has_placeholder, holds_personal_data
 from rewrite.contracts import COUNT_STEPS, RELEASED
-from rewrite.text import key_expr, rewrite_ids
+from rewrite.text import key_expr, rewrite_ids, slots_object
 
 METRICS: Final = pl.Schema({"table": pl.String, "check": pl.String, "column": pl.String, "rows": pl.Int64, "failed": pl.Int64})
 
@@ -89,11 +89,8 @@ def slot_values(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _values(slots: str) -> list[str]:
-    try:
-        parsed = json.loads(slots)
-    except (ValueError, RecursionError):
-        return [slots]
-    return [v if isinstance(v, str) else json.dumps(v) for v in parsed.values()] if isinstance(parsed, dict) else [slots]
+    parsed = slots_object(slots)
+    return [slots] if parsed is None else [v if isinstance(v, str) else json.dumps(v) for v in parsed.values()]
 
 
 def table_checks(tables: Tables, *, k: int) -> pl.DataFrame:

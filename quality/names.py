@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from quality.scrub import _NO_SPACES
+from rewrite.text import slots_object
 
 NAME = "<name>"
 _UNSPACED = re.compile(f"[{_NO_SPACES}]")
@@ -53,11 +54,7 @@ def hide_names(texts: pl.DataFrame, slots: pl.Series, names: Iterable[str]) -> t
 
 def _values(slots: str, exact: set[str], starts: tuple[str, ...]) -> tuple[list[re.Pattern[str]], str] | None:
     """Patterns of the values to hide, the longest first, and the slots without them."""
-    try:
-        parsed = json.loads(slots)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(parsed, dict):
+    if (parsed := slots_object(slots)) is None:
         return None
     found: list[str] = []
     clean = dict(parsed)

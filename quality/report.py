@@ -19,6 +19,7 @@ from quality import goalview, seeing, watch, worth
 from quality.markup import clean, html
 from quality.reasons import sentence
 from quality.reportdata import MAX_ROWS, ReportData, Rows
+from rewrite.text import slots_object
 
 MAX_JSON: Final = 1_200_000
 """Bytes of one table's JSON: three such tables and the rest stay under five megabytes."""
@@ -279,11 +280,8 @@ def _labels(data: ReportData) -> str:
 
 def _slots(slots: str | None) -> str | None:
     """Slots as a person reads them: name: value, name: value."""
-    try:
-        parsed = json.loads(slots or "")
-    except ValueError:
-        return slots
-    return ", ".join(f"{name}: {value}" for name, value in parsed.items()) if isinstance(parsed, dict) else slots
+    parsed = slots_object(slots or "")
+    return slots if parsed is None else ", ".join(f"{name}: {value}" for name, value in parsed.items())
 
 
 def _candidates(data: ReportData) -> str:

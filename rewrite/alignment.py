@@ -15,10 +15,10 @@ import re
 import numpy as np
 import polars as pl
 from anyascii import anyascii
-from rapidfuzz import process
-from rapidfuzz.distance import Levenshtein
 
 from rewrite.ngrams import UNSPACED
+from rewrite.pairs import edit_similarity
+from rewrite.text import coded
 
 ALIGNMENT = {
     # name: sign of the monotone constraint on P(asked again)
@@ -40,9 +40,7 @@ _WORD = f"[{_SINGLE}]|[^\\s{_SINGLE}]+"
 
 def align(left: pl.Series, right: pl.Series) -> np.ndarray:
     """ALIGNMENT of each text with the same row of the other: shape (n, len(ALIGNMENT)), float64. Texts are keys."""
-    texts = pl.concat([left.rename("text"), right.rename("text")])
-    distinct = texts.unique().sort()
-    code = texts.replace_strict(distinct, pl.int_range(distinct.len(), eager=True), return_dtype=pl.Int64).to_numpy()
+    distinct, code = coded(pl.concat([left.rename("text"), right.rename("text")]))
     return _Aligned(distinct).features(code[: len(left)], code[len(left) :])
 
 
@@ -53,10 +51,8 @@ class _Aligned:
         words = keys.str.extract_all(_WORD)
         self.count = words.list.len().cast(pl.Int64).to_numpy()
         self.start = np.cumsum(self.count) - self.count
-        flat = words.explode().drop_nulls()
-        self.words = flat.unique().sort()
+        self.words, self.codes = coded(words.explode().drop_nulls())
         self.sounds = pl.Series([_sound(w) for w in self.words], dtype=pl.String)
-        self.codes = flat.replace_strict(self.words, pl.int_range(self.words.len(), eager=True), return_dtype=pl.Int64).to_numpy()
 
     def features(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """ALIGNMENT of the pairs (keys[a], keys[b]): shape (n, len(ALIGNMENT)), float64."""
@@ -70,9 +66,9 @@ class _Aligned:
         tail = np.minimum(tail, np.minimum(n, m) - head)
         dropped, added = n - head - tail, m - head - tail
         none = np.zeros_like(n)
-        x[:, 0] = _similarity(self._join(self.sounds, a, none, n), self._join(self.sounds, b, none, m))
+        x[:, 0] = edit_similarity(self._join(self.sounds, a, none, n), self._join(self.sounds, b, none, m))
         for c, names in ((1, self.words), (2, self.sounds)):
-            x[:, c] = _similarity(self._join(names, a, head, dropped), self._join(names, b, head, added))
+            x[:, c] = edit_similarity(self._join(names, a, head, dropped), self._join(names, b, head, added))
         x[:, 3] = (head + tail) / np.maximum(np.maximum(n, m), 1)
         x[:, 4] = (added > 0) + 2 * (dropped > 0)
         return x
@@ -99,10 +95,6 @@ class _Aligned:
 
 def _alike(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.cumprod((left == right) & (left >= 0), axis=1).sum(axis=1)
-
-
-def _similarity(left: list[str], right: list[str]) -> np.ndarray:
-    return process.cpdist(left, right, scorer=Levenshtein.normalized_similarity, dtype=np.float32)
 
 
 def _sound(word: str) -> str:

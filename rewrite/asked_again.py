@@ -30,6 +30,7 @@ from rewrite import ngrams, pairs
 from rewrite.alignment import ALIGNMENT, align
 from rewrite.curves import LIMIT, Curve, fit_curve, logit, sigmoid
 from rewrite.model import POOL, Detector, Model, TextStats
+from rewrite.text import coded
 from rewrite.trees import fit_trees, log_odds
 
 MIN_PAIRS = 500
@@ -241,8 +242,8 @@ def _fit_detectors(
             order = rng.permutation(len(part))
             chance[part], other[part] = pairs.cosines(texts.vectors[a], texts.vectors[b[order]]), j[at[order]]
         went = np.hstack([friction[i[rows]], x[:, _T:], pairs.interpretation(turns, i[rows], j[rows])])
-        aligned = align(turns["key"].gather(i[rows]), turns["key"].gather(j[rows]))
-        detector = _co_em(x, aligned, went, np.log(np.maximum(gap[rows], 0.0) + 0.5), contrast[rows], seed)
+        sides = turns["key"].gather(i[rows]), turns["key"].gather(j[rows])
+        detector = _co_em(x, sides, went, np.log(np.maximum(gap[rows], 0.0) + 0.5), contrast[rows], seed)
         kept = [pairs.interpretation(turns, i[rows], second)[:, 0] for second in (j[rows], other)]
         related, unrelated = _fit_related(x[:, _COSINE], chance, *kept)
         out[name] = replace(detector, related=related, unrelated=unrelated) if detector.pairs else detector
@@ -307,8 +308,15 @@ def _state(kept: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(kept), 0, 1 + (kept == 1.0))
 
 
-def _co_em(x: np.ndarray, aligned: np.ndarray, friction: np.ndarray, log_gap: np.ndarray, contrast: np.ndarray, seed: int) -> Detector:
-    """The three views of pairs with text features `x` and ALIGNMENT `aligned`; `contrast` is NaN where it was not measured."""
+def _co_em(
+    x: np.ndarray,
+    sides: tuple[pl.Series, pl.Series],
+    friction: np.ndarray,
+    log_gap: np.ndarray,
+    contrast: np.ndarray,
+    seed: int,
+) -> Detector:
+    """The three views of pairs with text features `x` and texts `sides`; `contrast` is NaN where it was not measured."""
     n = len(x)
     if n < MIN_PAIRS:
         return Detector(base=0.2)
@@ -318,9 +326,7 @@ def _co_em(x: np.ndarray, aligned: np.ndarray, friction: np.ndarray, log_gap: np
     known = np.where(use, friction, np.nan)
     llr = np.zeros((n, 3))
     first_guess = _first_guess(x)
-    close = np.hstack([x[:, :_T], aligned])
-    close_signs = [*pairs.TEXT_FEATURES.values(), *ALIGNMENT.values()]
-    close_trees, close_mean, text_mean, base = "", 0.0, float(first_guess.mean()), float(np.clip(x[:, _COSINE].mean(), 0.005, 0.95))
+    text_mean, base = float(first_guess.mean()), float(np.clip(x[:, _COSINE].mean(), 0.005, 0.95))
     llr[:, 0] = first_guess - text_mean
     seen = ~np.isnan(contrast)
     if seen.sum() < MIN_PAIRS:
@@ -328,17 +334,15 @@ def _co_em(x: np.ndarray, aligned: np.ndarray, friction: np.ndarray, log_gap: np
     friction_trees, friction_mean, _ = _view(known[seen], contrast[seen], signs, seed)
     llr[:, 2] = np.clip(log_odds(friction_trees, known) - friction_mean, -LIMIT, LIMIT)
     gap = fit_curve(log_gap, sigmoid(logit(base) + llr.sum(axis=1)), rising=False)
-    rounds = ROUNDS if np.abs(gap(log_gap)).mean() >= WITNESS else 0
-    if not rounds:
-        gap = Curve()
-    for _ in range(rounds):
+    if np.abs(gap(log_gap)).mean() < WITNESS:
+        return Detector(base, text_mean=text_mean, friction_trees=friction_trees, friction_mean=friction_mean, pairs=n)
+    close, close_signs = np.hstack([x[:, :_T], align(*sides)]), [*pairs.TEXT_FEATURES.values(), *ALIGNMENT.values()]
+    for _ in range(ROUNDS):
         gap = fit_curve(log_gap, sigmoid(logit(base) + llr.sum(axis=1)), rising=False)
         llr[:, 1] = gap(log_gap)
         friction_trees, friction_mean, llr[:, 2] = _view(known, sigmoid(logit(base) + llr.sum(axis=1)), signs, seed)
         close_trees, close_mean, llr[:, 0] = _view(close, sigmoid(logit(base) + llr.sum(axis=1)), close_signs, seed)
         base = float(np.clip(sigmoid(logit(base) + llr.sum(axis=1)).mean(), 0.005, 0.95))
-    if not close_trees:
-        return Detector(base, text_mean=text_mean, friction_trees=friction_trees, friction_mean=friction_mean, gap=gap, pairs=n)
     # Most pairs need no alignment: the trees that know the other features alone say the same of them.
     text = _view(x[:, :_T], sigmoid(logit(base) + llr.sum(axis=1)), close_signs[:_T], seed)
     return Detector(base, *text[:2], friction_trees, friction_mean, close_trees, close_mean, gap, pairs=n)
@@ -354,8 +358,7 @@ def _view(x: np.ndarray, q: np.ndarray, signs: list[int], seed: int) -> tuple[st
 def _distinct(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats) -> tuple[pairs.Texts, np.ndarray, np.ndarray]:
     """The distinct texts of pairs of turns, each measured once, and which of them each side is."""
     keys = turns["key"].gather(np.concatenate([i, j]))
-    distinct = keys.unique().sort()
-    code = keys.replace_strict(distinct, pl.int_range(distinct.len(), eager=True), return_dtype=pl.Int64).to_numpy() if len(keys) else i
+    distinct, code = coded(keys)
     return pairs.Texts(distinct.to_list(), stats), code[: len(i)], code[len(i) :]
 
 

@@ -15,6 +15,7 @@ import polars as pl
 import scipy.sparse as sp
 
 from rewrite import ngrams
+from rewrite.text import coded
 
 Words = tuple[tuple[int, ...], tuple[float, ...]]
 """Columns of `ngrams.words`, ascending, and how much each speaks for failed (log odds ratio, > 0)."""
@@ -39,8 +40,7 @@ class Said(NamedTuple):
 
 def said(turns: pl.DataFrame) -> sp.csr_matrix:
     """Words of every turn, 0/1, shape (turns, 2**BITS). Pairs of characters stand in for words where a script has none."""
-    texts = turns["key"].unique().sort()
-    code = turns["key"].replace_strict(texts, pl.int_range(texts.len(), eager=True), return_dtype=pl.Int64).to_numpy()
+    texts, code = coded(turns["key"])
     return ngrams.words(texts.to_list())[code]
 
 

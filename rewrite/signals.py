@@ -9,6 +9,7 @@ from rewrite import ngrams
 from rewrite.contracts import STATUSES
 from rewrite.model import TextStats
 from rewrite.pairs import edit_similarity
+from rewrite.text import coded
 
 SESSION = {
     # name: sign of the monotone constraint on P(served)
@@ -106,9 +107,7 @@ def looks(turns: pl.DataFrame, rows: np.ndarray, stats: TextStats) -> np.ndarray
         return x
     for c, name in enumerate(("intent_confidence", "asr_confidence")):
         x[:, c] = turns[name].gather(rows).fill_null(np.nan).to_numpy()
-    keys = turns["key"].gather(rows)
-    distinct = keys.unique().sort()
-    code = keys.replace_strict(distinct, pl.int_range(distinct.len(), eager=True), return_dtype=pl.Int64).to_numpy()
+    distinct, code = coded(turns["key"].gather(rows))
     x[:, 2:-1] = _text_looks(distinct.to_list(), stats)[code]
     x[:, -1] = (turns["treatment"].gather(rows) == "rewritten").fill_null(False).to_numpy()
     return x

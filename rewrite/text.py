@@ -7,7 +7,9 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 KEY_VERSION = 1
@@ -38,19 +40,29 @@ def _key_series(texts: pl.Series) -> pl.Series:
     return texts.replace_strict(distinct, keys, default=None, return_dtype=pl.String)
 
 
+def coded(texts: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    """The distinct texts, sorted, and which of them each row is: int64 (n,). No text is null."""
+    distinct = texts.unique().sort()
+    code = texts.replace_strict(distinct, pl.int_range(distinct.len(), eager=True), return_dtype=pl.Int64)
+    return distinct, code.cast(pl.Int64).to_numpy()  # of no rows the mapping has no type
+
+
+def slots_object(slots: str) -> dict[str, Any] | None:
+    """The JSON object that slots are; None when they are none, however deep or broken."""
+    try:
+        parsed = json.loads(slots)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
 def canonical_slots(slots: str | None) -> str | None:
     """Slots as JSON with sorted names, and values under the text key; None when it is null or not a JSON object.
 
     >>> canonical_slots('{"b": "New  York", "a": 2}')
     '{"a":"2","b":"new york"}'
     """
-    if slots is None:
-        return None
-    try:
-        parsed = json.loads(slots)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(parsed, dict):
+    if slots is None or (parsed := slots_object(slots)) is None:
         return None
     values = {k: key(v if isinstance(v, str) else json.dumps(v, sort_keys=True, ensure_ascii=False)) for k, v in parsed.items()}
     return json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -46,3 +46,12 @@ def test_what_is_no_object_of_slots_is_null(bad):
 def test_rewrite_id_is_the_documented_hash():
     assert text.rewrite_id("en-US", "a", "b") == hashlib.sha256(b"en-US|a|b").hexdigest()[:16]
     assert text.rewrite_ids(["en-US"], ["a"], ["b"]) == [text.rewrite_id("en-US", "a", "b")]
+
+
+def test_texts_as_numbers_and_slots_as_objects():
+    distinct, code = text.coded(pl.Series(["b", "a", "b", "é"]))
+    assert distinct.to_list() == ["a", "b", "é"] and code.tolist() == [1, 0, 1, 2]
+    distinct, code = text.coded(pl.Series([], dtype=pl.String))
+    assert distinct.is_empty() and code.shape == (0,) and code.dtype == "int64"
+    assert text.slots_object('{"a": 1}') == {"a": 1}
+    assert [text.slots_object(s) for s in ("", "[1]", "{", "[" * 100_000)] == [None] * 4
