@@ -216,13 +216,20 @@ def _digits(text: str) -> list[str]:
 
 
 def _entities(rewrites: pl.DataFrame, labels: pl.DataFrame) -> Measure:
-    """Rewrites that lose a value that the source's own label names and the source says: neither in the target nor in its slots."""
+    """Rewrites that lose a value that the source's own label names and the source says: neither in the target nor in its slots.
+
+    A value counts where some text was served with it by itself: the slots of a misheard text hold the value as it was heard, and a
+    rewrite is there to lose that (of 94 Japanese rewrites that lost one, none changed the goal).
+    """
     key = ["locale", "utterance"]
-    of = labels.filter(pl.col("slots").is_not_null()).select(*key, "slots")
+    of = labels.filter(pl.col("slots").is_not_null()).select(*key, "slots", "origin")
+    known = slot_values(of.filter(pl.col("origin") == "own")).select("locale", "value").unique()
+    of = of.drop("origin")
     rows = rewrites.with_row_index("row").select("row", "locale", "source", "target")
     rows = rows.join(of.rename({"utterance": "source"}), on=["locale", "source"])
     rows = rows.join(of.rename({"utterance": "target", "slots": "theirs"}), on=["locale", "target"], how="left")
     values = slot_values(rows).filter(pl.col("source").str.contains(pl.col("value"), literal=True))
+    values = values.join(known, on=["locale", "value"], how="semi")
     there = pl.concat_str("target", pl.lit("\n"), pl.col("theirs").fill_null("")).str.contains(pl.col("value"), literal=True)
     lost = values.filter(~there)["row"].n_unique()
     return _share("rewrites", "entities_kept", "target", rows.height, lost)

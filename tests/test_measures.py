@@ -74,6 +74,10 @@ def test_guards_of_numbers_and_entities() -> None:
     found = measures(tables(rewrites=pl.DataFrame(rows), labels=named), None, {})
     assert value(found, "entities_kept").failed == 24  # all but band1
     assert value(measures(tables(), None, {}), "entities_kept").value == 0
+    heard = named.with_columns(origin=pl.lit("projected"))
+    assert value(measures(tables(rewrites=pl.DataFrame(rows), labels=heard), None, {}), "entities_kept").failed == 0, (
+        "misheard, all of them"
+    )
 
 
 TWINS = {
