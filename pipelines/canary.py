@@ -70,9 +70,9 @@ def try_out(store: Store, s: dict[str, Any] | None) -> tuple[list[Measure], dict
     if not split:
         return [], seen
     taught = labels.mine(known, options).filter(pl.col("decision") == "proposed")
-    return canary(
-        _usual(pl.concat(early)), taught.select("locale", "utterance", "intent", "confidence"), _usual(_served(pl.concat(late)))
-    ), seen
+    heard, served = (_usual(_untouched(v)) for v in (pl.concat(early), _served(pl.concat(late))))
+    taught = taught.select("locale", "utterance", "intent", "confidence")
+    return canary(heard, taught, served, _usual(_asked_again(later))), seen
 
 
 def _served(votes: pl.DataFrame) -> pl.DataFrame:
@@ -88,11 +88,24 @@ def _served(votes: pl.DataFrame) -> pl.DataFrame:
     return votes.filter(pl.col("value") >= SERVED).join(works.select(key), on=key, how="semi")
 
 
-def _usual(votes: pl.DataFrame) -> pl.DataFrame:
-    """locale, utterance, intent, users: what a text that was left alone was usually understood as, by users."""
+def _untouched(votes: pl.DataFrame) -> pl.DataFrame:
+    """locale, source, intent, user: how turns that were left alone were understood."""
+    alone = votes.filter(pl.col("kind") == "outcome", pl.col("treatment") != "rewritten")
+    return alone.select("locale", "source", "intent", user="user_key")
+
+
+def _asked_again(trials: pl.DataFrame) -> pl.DataFrame:
+    """The same of texts after which users asked again and were served: with what, in the end."""
+    from rewrite.careful import MILLION
+
+    ended = pl.col("p") * pl.col("own") >= SERVED * MILLION**2
+    return trials.filter(~pl.col("rewritten"), ended).select("locale", "source", "intent", user="ask")
+
+
+def _usual(understood: pl.DataFrame) -> pl.DataFrame:
+    """locale, utterance, intent, users: what a text was usually understood as, by users."""
     key = ["locale", "source"]
-    alone = votes.filter(pl.col("kind") == "outcome", pl.col("treatment") != "rewritten", pl.col("intent").is_not_null())
-    counts = alone.group_by(*key, "intent").agg(users=pl.col("user_key").n_unique())
+    counts = understood.drop_nulls("intent").group_by(*key, "intent").agg(users=pl.col("user").n_unique().cast(pl.Int64))
     counts = counts.sort(*key, "users", "intent", descending=[False, False, True, False])
     usual = counts.unique(key, keep="first", maintain_order=True)
     return usual.select("locale", "intent", "users", utterance="source")

@@ -24,12 +24,13 @@ SURE: Final = 1.645
 BINS: Final = 10
 
 
-def canary(heard: pl.DataFrame, labels: pl.DataFrame, served: pl.DataFrame) -> list[Measure]:
+def canary(heard: pl.DataFrame, labels: pl.DataFrame, served: pl.DataFrame, asked_again: pl.DataFrame | None = None) -> list[Measure]:
     """How much accuracy the candidates lose, and how well their confidence holds; nothing when the days are too thin.
 
     heard: locale, utterance, intent, users: what the assistant made of texts in the earlier days. labels: locale, utterance,
     intent, confidence: candidates from the evidence of those days alone. served: locale, utterance, intent, users: what
-    users of the later days were served with.
+    users of the later days were served with; asked_again: the same of texts that fail, served after they asked again. Texts
+    that serve as they are would alone hold every good correction against the candidates: they follow the assistant's own mind.
     """
     out = []
     both = labels.join(served.select("locale", "utterance", was="intent"), on=["locale", "utterance"])
@@ -43,6 +44,8 @@ def canary(heard: pl.DataFrame, labels: pl.DataFrame, served: pl.DataFrame) -> l
     if served.height < LEAST or heard.is_empty() or labels.is_empty():
         return out
     key = ["locale", "utterance"]
+    if asked_again is not None:
+        served = pl.concat([served, asked_again.join(served, on=key, how="anti")])
     taught = heard.join(labels.select(*key, better="intent"), on=key, how="full", coalesce=True)
     taught = taught.select(*key, pl.coalesce("better", "intent").alias("intent"), pl.col("users").fill_null(1))
     truth = served["intent"].to_numpy()

@@ -109,6 +109,22 @@ def test_the_canary_sees_labels_that_harm_and_lets_good_ones_pass() -> None:
     assert canary(heard, sure.clear(), served) == [] and canary(heard, sure, served.head(5)) == []
 
 
+def test_the_canary_hears_those_who_had_to_ask_again() -> None:
+    """What fails is heard as something else; labels that correct it are right for users who asked again, and wrong ones are not."""
+    heard, served = later()
+    fails = heard.with_columns(pl.col("utterance").str.replace("lamp|song", "noise"), intent=pl.lit("play")).head(30)
+    ended = served.with_columns(pl.col("utterance").str.replace("lamp|song", "noise"), intent=pl.lit("light"))
+    both = pl.concat([heard, fails])
+    right, wrong = (fails.with_columns(intent=pl.lit(i), confidence=pl.lit(0.95)).drop("users") for i in ("light", "play"))
+    assert {m.check: m.failed for m in canary(both, right, served, ended)} == {"canary": 0}
+    spoilt = heard.filter(pl.col("intent") == "light").with_columns(intent=pl.lit("play"), confidence=pl.lit(0.95)).drop("users")
+    harm = [
+        next(m for m in canary(both, pl.concat([wrong, spoilt]), s, e) if m.check == "canary") for s, e in ((served, None), (served, ended))
+    ]
+    assert harm[0].rows < harm[1].rows and harm[1].value > 0.1
+    assert canary(both, right, served, served) == canary(both, right, served), "a text that serves has one truth"
+
+
 def test_calibration_on_later_days() -> None:
     heard, _ = later()
     labels = heard.with_columns(confidence=pl.lit(0.95)).drop("users")
