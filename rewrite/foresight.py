@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rewrite.evidence import Options
     from rewrite.pool import Pool
 
-JUDGED: Final = ("goal", "live", "weak", "no_lift", "unproven")
+JUDGED: Final = ("goal", "live", "weak", "no_lift", "unproven", "false_discovery")
 """Reasons of pairs that passed every guard: only how sure one is decides about them."""
 STEPS: Final = 10
 CASES: dict[str, Any] = {

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from rewrite.evidence import Options
 
 AMBIGUOUS = 0.8
-"""A second goal that serves users with this share of the best one's probability makes the source ambiguous. A goal that is not
-served is no alternative, however many tried it."""
+"""A second goal that serves users with this share of the best one's share of the evidence makes the source ambiguous. A goal that is
+not served is no alternative, however many tried it; nor is a second wording where there are no interpretations."""
 
+RING = 2
+"""One user who repeats is no ring, and a ring of one need not repeat: of 9 pairs held back for a single repeater all were right."""
 POPULAR, POPULAR_LEAST = 0.2, 50
 """A fifth of a locale's rewrites, and never less than 50, may lead to one target: twice what the most popular one has in four
 simulated logs (63 of 599)."""
@@ -51,10 +53,21 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     """
     into = wants.goals_of_sources(pool)
     into = with_targets(into, pool, options)
-    into = wants.scored(into, pool)
+    into = wants.believed(wants.weighed(into, pool), pool, options)
     rows = _with_live(into, pool)
     rows = _decide(_tested(rows, pool, options), pool, options)
-    return capped(_table(rows, pool))
+    table = capped(_table(rows, pool))
+    return table if options.careful else controlled(table, options.false_discovery)  # careful: by e-BH
+
+
+def controlled(table: pl.DataFrame, share: float) -> pl.DataFrame:
+    """`table` in which at most `share` of a locale's proposed rows are expected to be wrong: the surest stay, the others are
+    `false_discovery` (the Bayesian false discovery rate, Newton et al. 2004)."""
+    order = pl.struct(-pl.col("probability"), "source")
+    proposed = table.filter(pl.col("decision") == "proposed").sort("locale", order)
+    wrong = (1 - pl.col("probability")).cum_sum() / pl.int_range(1, pl.len() + 1)
+    over = proposed.with_columns(wrong=wrong.over("locale")).filter(pl.col("wrong") > share)
+    return _rejected(table, over, "false_discovery")
 
 
 def capped(table: pl.DataFrame) -> pl.DataFrame:
@@ -62,15 +75,17 @@ def capped(table: pl.DataFrame) -> pl.DataFrame:
 
     Rare requests drift into popular ones because popular ones succeed; no single guard sees that, the sum does.
     """
-    at = ["locale", "target"]
     proposed = table.filter(pl.col("decision") == "proposed")
     room = (pl.len().over("locale") * POPULAR).clip(POPULAR_LEAST)
-    nth = pl.struct(-pl.col("probability"), "source").rank("ordinal").over(at)
-    over = proposed.filter(nth > room).select("locale", "source", "target", over=pl.lit(True))
+    nth = pl.struct(-pl.col("probability"), "source").rank("ordinal").over("locale", "target")
+    return _rejected(table, proposed.filter(nth > room), "popular")
+
+
+def _rejected(table: pl.DataFrame, rows: pl.DataFrame, reason: str) -> pl.DataFrame:
+    over = rows.select("locale", "source", "target", over=pl.lit(True))
     table = table.join(over, on=["locale", "source", "target"], how="left", maintain_order="left")
     decided = [
-        pl.when(pl.col("over").is_null()).then(c).otherwise(pl.lit(v)).alias(c)
-        for c, v in (("decision", "rejected"), ("reason", "popular"))
+        pl.when(pl.col("over").is_null()).then(c).otherwise(pl.lit(v)).alias(c) for c, v in (("decision", "rejected"), ("reason", reason))
     ]
     return table.with_columns(decided).drop("over")
 
@@ -129,7 +144,8 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
     )
     open_ = pl.col("s_hidden").not_() & pl.col("t_hidden").not_()
     rank = pl.struct(-pl.col("live").cast(pl.Int8), -pl.col("probability"), -pl.col("score").fill_null(0.0), "t").rank("ordinal").over("s")
-    second = pl.col("chance").filter(~pl.col("live")).top_k(2).min().over("s")
+    wanted = (pl.col("score") * pl.col("target_served")).filter(~pl.col("live"))
+    second = (wanted.top_k(2).min() / wanted.max()).over("s")
     rows = rows.with_columns(first_choice=rank == 1, alone=pl.col("mined").sum().over("s") < 2, second=second)
     # while a rewrite serves its source, hardly anybody is heard untouched, and the prior would call the source served
     unheard = pl.col("live") & (pl.col("s_votes") < options.k)
@@ -150,9 +166,9 @@ def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
         .then(pl.col("blocked"))
         .when(pl.col("chance") < options.probability)
         .then(pl.lit("weak"))
-        .when(pl.col("repeaters") >= options.repeaters * pl.col("goal_users").clip(1))
+        .when(pl.col("repeaters") >= pl.max_horizontal(options.repeaters * pl.col("goal_users"), RING))
         .then(pl.lit("repeaters"))
-        .when(~pl.col("alone") & ~pl.col("wording") & (pl.col("second") > AMBIGUOUS * pl.col("chance")))
+        .when(~pl.col("alone") & ~pl.col("wording") & (pl.col("second") > AMBIGUOUS))
         .then(pl.lit("ambiguous"))
         .when(pl.col("lift_probability") < options.lift)
         .then(pl.lit("no_lift"))
