@@ -113,9 +113,10 @@ def _curve(x: np.ndarray, llr: np.ndarray, prior: np.ndarray, rounds: int = 50) 
     return np.array([beta[0], max(beta[1], 0.0)])  # a greater share is never less
 
 
-def share_right(llr: np.ndarray, rounds: int = 200) -> float:
-    """The share of the cases that came true which makes their evidence likeliest (EM); one imaginary case on either side."""
+def share_right(llr: np.ndarray, weight: np.ndarray | None = None, rounds: int = 200) -> float:
+    """The share of the cases that came true under which their evidence is likeliest (EM), cases weighing alike or by `weight`; .5 of none."""
+    each = np.ones(len(llr)) if weight is None else weight
     share = 0.5
-    for _ in range(rounds):
-        share = (special.expit(special.logit(share) + llr).sum() + 1) / (len(llr) + 2)
-    return float(share)
+    for _ in range(rounds if len(llr) else 0):
+        share = float(np.clip((each * special.expit(special.logit(share) + llr)).sum() / each.sum(), 1e-6, 1 - 1e-6))
+    return share
