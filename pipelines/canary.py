@@ -46,7 +46,7 @@ def try_out(store: Store, s: dict[str, Any] | None) -> tuple[list[Measure], dict
     """The canary's measures of whole buckets of users, as many as `most` votes hold, and what the report shows of rewrites that
     were foretold: `reliability` and `trade_off`. Goals are not used: they know the later days."""
     from quality.canary import canary
-    from rewrite import evidence, foresight, labels, pool, reliability, rewrites, trust
+    from rewrite import evidence, foresight, labels, pool, rewrites, trust
 
     if s is None:
         return [], {}
@@ -61,8 +61,8 @@ def try_out(store: Store, s: dict[str, Any] | None) -> tuple[list[Measure], dict
     options = evidence.Options(k=s["k"], burst=s["burst"], scarce=s["scarce"])
     known = pool.build(merged, pl.DataFrame(GOALS.empty_table()), options)
     later = evidence.later_trials(late, trust.learn((trust.sketch(v) for v in late), s["rules"]))
-    cases = foresight.cases(rewrites.mine(known, options), merged["trials"], later, known, options)
-    diagrams = reliability.by_locale(cases.filter("proposed").select("locale", "predicted", "happened"))
+    cases = foresight.cases(rewrites.mine(known, options), merged["trials"], later, known)
+    diagrams = foresight.reliability(cases)
     seen = {
         "reliability": [{"kind": "rewrites", "locale": name, **d} for name, d in diagrams.items()],
         "trade_off": foresight.trade_off(cases),

@@ -16,7 +16,7 @@ from pipelines.options import THRESHOLDS
 from rewrite.evidence import Options
 
 Rule = tuple[str, pl.Expr | None]
-_AFTER_BLOCK: Final = ("number_changed", "value_lost", "no_outside_users", "no_other_wording", "no_served_target")
+_AFTER_BLOCK: Final = ("same_meaning", "number_changed", "value_lost", "no_outside_users", "no_other_wording", "no_served_target")
 """One rule with several names: why a goal has no text that could be a target."""
 
 

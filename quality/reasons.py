@@ -14,6 +14,8 @@ REASONS: Final = {
     "no_other_wording": "nobody but new accounts asks for this in any other wording: it may be made up for the pair",
     "no_served_target": "no text of the goal is served often enough to be a target",
     "other_goal": "users of the source end on another goal more often",
+    "same_meaning": "the assistant understands the target as it understands the source: it would do again what failed",
+    "false_discovery": "more of the less sure ones would be wrong than the configuration allows",
     "number_changed": "the target has another number than the source",
     "value_lost": "the target lacks a value that the source names",
     "popular": "too many sources lead to this target already, and surer ones",

@@ -48,10 +48,10 @@ KINDS: Final = {
     ),
     "rewrites": (
         "Rewrites, foretold by earlier users",
-        "Each rewrite's probability comes from the days before the window's last fifth (from other users, in a log of few days). What "
-        "happened: users who came to the source later and whose want showed went on to what the target serves, or were served something "
-        "else. A next request of another kind counts as something else, and so does a wording that nobody tied to the goal yet: good "
-        "rewrites stay below the line, and the distance says how much of what follows is another request.",
+        "Each rewrite's probability comes from the days before the window's last fifth (from other users, in a log of few days). Up: the "
+        "share that came true, by what users did who came to the source later. What they were served with is evidence, not a label: some "
+        "went on to the next thing, which goals do by chance as often as the locale is served there; the share shown is the one that makes it "
+        "likeliest. Texts that users gave up on and that look served are not seen by it.",
     ),
 }
 
@@ -244,7 +244,7 @@ def trade_off(seen: Mapping[str, Any]) -> str:
     )
     lead = (
         "Of the later users of sources whose rewrite passed every guard: the share that would be served at each threshold, and the share of "
-        "those who went on to what it serves. balanced decides by P(served), careful by ln(e), evidence that holds however often one looks."
+        "those for whom it came true, reckoned as in the diagram above. balanced decides by P(served), careful by ln(e), evidence that holds however often one looks."
     )
     head = "".join(f"<th>{h}</th>" for h in ("profile", "at least", "served", "came true", "sources"))
     return f'<h3>Precision and volume</h3><p class="sub">{html(lead, 1000)}</p><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>'

@@ -200,7 +200,7 @@ class Options:
     burst: float = 1e-5  # a day's users of a source this unlikely came together: one honest day in 10^5 is lost
     scarce: float = 2.0  # a target with fewer outside users per user who went to it must be asked for in other wordings too
     careful: bool = False  # release and retire by anytime-valid evidence, see `rewrite.careful`
-    false_discovery: float = 0.1  # with `careful`: the share of all that it releases that may be wrong, at any look
+    false_discovery: float = 0.1  # the share of a release's rewrites that may be wrong; with `careful` at any look
     grace: int = 14  # days in which a new assistant version lives on what the one before it proved
     label: float = 0.8  # least confidence of a label: just above it three of four are right, below it fewer
     negatives: int = 2  # per positive pair

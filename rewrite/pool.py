@@ -25,6 +25,8 @@ STEP = MILLION // 2
 """Links of the chain are asked-again pairs more likely than not: the many weak ones would tie everything to everything."""
 SURE = 0.8
 """A text served this often is followed no further along the chain."""
+FAILS = 0.5
+"""A text served less often than not fails."""
 LOWER = 0.05
 """Lower bounds are 5 % quantiles of the posterior, upper ones 95 %."""
 REACH = 1e-3
@@ -36,7 +38,7 @@ class Pool:
     """texts: row number = id, sorted by (locale, utterance), with
     `locale, utterance, users, known (of them not new), first, last, text, served, votes, untouched, goal, goal_id, membership, intent, slots,
     meaning_users, numbers, placeholder`; served = pooled P(served | left alone), works = P(it serves half of
-    them or more), served_high = its upper bound, goal = dense goal number.
+    them or more), served_high = its upper bound, goal = dense goal number, means = dense number of (locale, intent, slots), null without an intent.
     meanings: id, intent, slots, users, served (millionths), assistant_version; most served first within a text.
     asks: s, t, ask, value (millionths), step, events; of turns that were left alone.
     reach: s, t, score; of the absorbing chain, t other than s and likely served.
@@ -96,6 +98,8 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
     )
     best = meanings.unique("id", keep="first", maintain_order=True).select("id", "intent", "slots", meaning_users="users")
     texts = texts.join(best, on="id", how="left", maintain_order="left")
+    meaning = pl.struct("locale", "intent", pl.col("slots").fill_null("{}"))
+    texts = texts.with_columns(means=pl.when(pl.col("intent").is_not_null()).then(meaning.rank("dense").cast(pl.Int64)))
     texts = _with_goals(texts, goals)
 
     asks = (
@@ -165,6 +169,22 @@ def reach(texts: pl.DataFrame, asks: pl.DataFrame) -> pl.DataFrame:
     served = texts["served"].to_numpy()[states]
     s, t, score = chain.scores(moved, np.stack([stay * served, stay * (1 - served)], axis=1), at_least=REACH, sources=served < SURE)
     return pl.DataFrame({"s": states[s], "t": states[t], "score": score}).filter(pl.col("s") != pl.col("t"), pl.Series(served[t] >= 0.5))
+
+
+def in_vain(pool: Pool) -> pl.DataFrame:
+    """The rows of `pool.asks` that changed nothing: from a text that fails to one that the assistant understands in the same way.
+
+    It will do again what failed already. Who stops there gave up, however much it looks like being served; so it is evidence neither
+    for a goal nor for the target.
+    """
+    return pool.asks.join(unchanged(pool.asks.select("s", "t").unique(), pool), on=["s", "t"], how="semi")
+
+
+def unchanged(pairs: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+    """The `pairs` (s, t) of one meaning whose s fails."""
+    s, t = pairs["s"].to_numpy(), pairs["t"].to_numpy()
+    same = pool.texts["means"][s] == pool.texts["means"][t]
+    return pairs.filter(same.fill_null(False) & pl.Series(pool.column("served")[s] < FAILS))
 
 
 def _treated(treated: pl.DataFrame, texts: pl.DataFrame, locales: pl.Series, curves: tuple[success.Curve, ...]) -> pl.DataFrame:
