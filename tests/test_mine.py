@@ -119,9 +119,10 @@ def test_a_failing_gate_refuses_and_leaves_the_last_release(lake, tmp_path, caps
         data = store.read(name, f"as_of={day}")
         entry = store.attempt("t", name, f"as_of={later}", data)
         store.publish("t", Manifest(name, f"as_of={later}", "test", "x", (entry,)))
-    assert main(["release", "--lake", str(broken), "--as-of", later]) == 3
+    assert main(["release", "--lake", str(broken), "--as-of", later, "--quiet", "--json"]) == 3
     said = capsys.readouterr()
-    assert "probability" in said.out + said.err
+    assert "REFUSED" in said.err and "rewrites.probability" in said.err, "whoever reads the log of a task should see which gate"
+    assert json.loads(said.out)["status"] == "refused"
     assert latest(broken) == old
     assert not list((broken / "releases").glob(f"r{later}*"))
 
