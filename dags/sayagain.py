@@ -75,8 +75,8 @@ def secrets(of: dict[str, Any]) -> dict[str, str]:
 def run_job(job: str, of: dict[str, Any], *arguments: str, module: str = "pipelines") -> dict[str, Any]:
     """Run `python -m pipelines JOB` to its end, its output line by line in the task's log, and return its JSON summary.
 
-    Exit 2 (wrong usage) and 3 (refused) would be the same at a second try: they fail the task for good. The process
-    is stopped with all its workers when the task times out or is cleared.
+    Exit 2 (wrong usage) and 3 (refused) would be the same at a second try: they fail the task for good. The process is
+    stopped with all its workers when the task times out or is cleared; Airflow's own answer to SIGTERM would leave it running.
     """
     command = [os.environ.get("SAYAGAIN_PYTHON") or sys.executable, "-m", module, *job.split(), *arguments]
     command += [f"--lake={setting(of, 'lake')}", "--json"]
@@ -87,6 +87,7 @@ def run_job(job: str, of: dict[str, Any], *arguments: str, module: str = "pipeli
     summary: dict[str, Any] = {}
     tail: deque[str] = deque(maxlen=20)
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": secrets(of)}
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"{job or module}: stopped"))
     process = subprocess.Popen(command, **pipes, text=True, encoding="utf-8", errors="replace", start_new_session=True)
     try:
         for raw in process.stdout:
@@ -100,6 +101,7 @@ def run_job(job: str, of: dict[str, Any], *arguments: str, module: str = "pipeli
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # a job may die at any moment: the next try goes on from the last finished table
+        signal.signal(signal.SIGTERM, before)
     if code:
         message = f"{job or module} of {of.get('assistant')} ended with exit {code}:\n" + "\n".join(tail or [json.dumps(summary)])
         raise AirflowFailException(message) if code in (2, 3) else RuntimeError(message)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -257,17 +258,28 @@ def test_output_arrives_line_by_line(module, job, capfd):
     assert capfd.readouterr().out.splitlines()[1:] == ["one", "two", "bad � byte", '{"a": 1}']
 
 
-def test_a_stopped_task_stops_its_job(module, job, tmp_path, monkeypatch):
-    """A time-out is an exception while the task waits for a line: the job and its children must go too."""
+@pytest.mark.parametrize("by", [TimeoutError, SystemExit])
+def test_a_stopped_task_stops_its_job(module, job, tmp_path, monkeypatch, by):
+    """A time-out is an exception while the task waits for a line, a clearing is SIGTERM: the job and its children must go too."""
     job(f"sleep 300 & echo $! > {tmp_path}/child; echo started; wait")
+    heard = []
 
     def stop(*words: str, **_: Any) -> None:
-        if words == ("started",):
+        if words == ("started",) and by is TimeoutError:
             raise TimeoutError
+        if words == ("started",):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(module, "print", stop, raising=False)
-    with pytest.raises(TimeoutError):
-        module.run_job("fit", {})
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("Airflow's own"))
+    try:
+        with pytest.raises(by):
+            module.run_job("fit", {})
+        assert not heard
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard, "Airflow's handler should be back"
+    finally:
+        signal.signal(signal.SIGTERM, before)
     status = Path("/proc", (tmp_path / "child").read_text().strip(), "status")
     deadline = time.monotonic() + 10
     while status.exists() and "(zombie)" not in status.read_text():
