@@ -137,17 +137,6 @@ def day_of(params: dict[str, Any], dag_run: Any) -> str:
         raise AirflowFailException(f"{text!r} is not a date; write it as 2026-01-31") from None
 
 
-def spans(days: set[str]) -> list[list[date]]:
-    """The first and the last of each run of days that follow one another."""
-    found: list[list[date]] = []
-    for day in map(date.fromisoformat, sorted(days)):
-        if found and day - found[-1][1] == timedelta(days=1):
-            found[-1][1] = day
-        else:
-            found.append([day, day])
-    return found
-
-
 def as_of(day: dict[str, Any]) -> list[str]:
     """The day as an argument; none when there is none, as in an empty lake."""
     return [f"--as-of={day['as_of']}"] if day.get("as_of") else []
@@ -254,11 +243,10 @@ def release_feedback():
     def late(of: dict[str, Any], dag_run: Any = None, inlet_events: Any = None) -> list[dict[str, Any]]:
         """Days that were mined lately: where the log has changed since, their daily tables are made again, and this as-of sees them."""
         since = dag_run.run_after - timedelta(days=int(setting(of, "late", required=False) or 3))
-        events, done = inlet_events[TURNS].after(since.isoformat()), []
-        for first, last in spans({e.extra["date"] for e in events if e.extra.get("lake") == setting(of, "lake")}):
-            span = f"--from={first}", f"--to={last}"
-            done += [run_job("ingest", of, f"--logs={setting(of, 'logs')}", *span), run_job("detect", of, *span)]
-        return done
+        events = inlet_events[TURNS].after(since.isoformat())
+        days = sorted({e.extra["date"] for e in events if e.extra.get("lake") == setting(of, "lake")})
+        done = [run_job("ingest", of, f"--logs={setting(of, 'logs')}", f"--from={day}", f"--to={day}") for day in days]
+        return done + ([run_job("detect", of, f"--from={days[0]}", f"--to={days[-1]}")] if days else [])
 
     @task(outlets=[EMBEDDINGS])
     def embed(of: dict[str, Any], outlet_events: Any = None) -> dict[str, Any]:
