@@ -15,9 +15,8 @@ assistants are mapped: one that fails stops no other.
 | `SAYAGAIN_NOTIFY` | a command that is given one JSON object for each task that failed; optional |
 | `SAYAGAIN_KEY_CONN` | the Airflow connection whose password is the lake's key; else `SAYAGAIN_USER_KEY` from your secret manager |
 | `SAYAGAIN_DATABASE_CONN` | the same for the registry's database, else `SAYAGAIN_DATABASE`; without both it is a file in the lake |
-| `SAYAGAIN_TEST` | for `retrain`: a test set labelled by people |
+| `SAYAGAIN_TEST`, `SAYAGAIN_MODELS` | for `retrain`: a test set labelled by people; a folder for what was trained, optional |
 | `SAYAGAIN_TRAINER` | a module with the flags of `pipelines/examples/trainer.py` (`--lake --test --assistant-version --out --json`); default: that one |
-| `SAYAGAIN_MODELS` | a folder for what was trained; optional |
 | `SAYAGAIN_FORGET` | a file of user ids, one a line; `housekeeping` forgets them each time (again is no harm: their later rows go too); optional |
 | `SAYAGAIN_KEEP` | how long days are kept, such as `400d`; default: for ever |
 
@@ -40,6 +39,7 @@ from typing import Any
 
 from airflow.sdk import Asset, Connection, CronPartitionTimetable, CronTriggerTimetable, ObjectStoragePath, Param, dag, task, task_group
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.lineage import get_hook_lineage_collector
 
 
 def setting(of: dict[str, Any], name: str, *, required: bool = True) -> str:
@@ -82,7 +82,7 @@ def run_job(job: str, of: dict[str, Any], *arguments: str, module: str = "pipeli
     command += [f"--lake={setting(of, 'lake')}", "--json"]
     if module == "pipelines":
         command += [f"--config={config}"] if (config := setting(of, "config", required=False)) else []
-        command += shlex.split(setting(of, "engine", required=False)) if job in ENGINE_JOBS else []
+        command += shlex.split(setting(of, "engine", required=False)) if job in FLOW else []
     print("running", " ".join(command), flush=True)
     summary: dict[str, Any] = {}
     tail: deque[str] = deque(maxlen=20)
@@ -105,7 +105,17 @@ def run_job(job: str, of: dict[str, Any], *arguments: str, module: str = "pipeli
     if code:
         message = f"{job or module} of {of.get('assistant')} ended with exit {code}:\n" + "\n".join(tail or [json.dumps(summary)])
         raise AirflowFailException(message) if code in (2, 3) else RuntimeError(message)
+    lineage(job, of)
     return summary
+
+
+def lineage(job: str, of: dict[str, Any]) -> None:
+    """Says which tables of which lake a job read and wrote to whoever collects lineage, such as OpenLineage's provider."""
+    lake, (reads, writes) = setting(of, "lake"), FLOW.get(job, ([], []))
+    collector, root = get_hook_lineage_collector(), lake if "://" in lake else Path(lake).absolute().as_uri()
+    for add, tables in ((collector.add_input_asset, reads), (collector.add_output_asset, writes)):
+        for table in tables:
+            add(of, uri=f"{root}/{table}")
 
 
 def told(asset: Asset, outlet_events: Any, of: dict[str, Any], summary: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -118,11 +128,10 @@ def told(asset: Asset, outlet_events: Any, of: dict[str, Any], summary: dict[str
 
 def notify(context: Any) -> None:
     """Tell whoever SAYAGAIN_NOTIFY names (a command that reads one JSON object) of a task that failed, in the job's own words."""
-    command = os.environ.get("SAYAGAIN_NOTIFY")
     ti = context["ti"]
     told = {"dag": ti.dag_id, "task": ti.task_id, "run": ti.run_id, "try": ti.try_number, "message": str(context.get("exception"))[:4000]}
     print("failed:", json.dumps(told), flush=True)
-    if command:
+    if command := os.environ.get("SAYAGAIN_NOTIFY"):
         subprocess.run(shlex.split(command), input=json.dumps(told), text=True, timeout=60, check=False)
 
 
@@ -142,7 +151,15 @@ def as_of(day: dict[str, Any]) -> list[str]:
     return [f"--as-of={day['as_of']}"] if day.get("as_of") else []
 
 
-ENGINE_JOBS = ("ingest", "fit", "detect", "embed", "link", "aggregate", "release")
+FLOW = {  # Beam jobs, what each reads and writes
+    "ingest": ([], ["turns", "rejects"]),
+    "fit": (["turns"], ["models"]),
+    "detect": (["turns", "models"], ["rephrases", "outcomes", "votes"]),
+    "embed": (["votes"], ["embeddings"]),
+    "link": (["votes", "embeddings"], ["goals"]),
+    "aggregate": (["votes", "goals"], ["candidates"]),
+    "release": (["candidates", "goals"], ["releases"]),
+}
 RETRAINING_QUEUE, TRAINED = Asset("retraining_queue"), Asset("sayagain_model_trained")
 TURNS, MODEL, VOTES = Asset("sayagain_turns"), Asset("sayagain_model"), Asset("sayagain_votes")
 EMBEDDINGS, GOALS, CANDIDATES = Asset("sayagain_embeddings"), Asset("sayagain_goals"), Asset("sayagain_candidates")
@@ -170,9 +187,7 @@ TASK = {
 DAG = {"start_date": datetime(2026, 1, 1, tzinfo=UTC), "catchup": False, "dagrun_timeout": timedelta(hours=24), "tags": ["sayagain"]}
 
 
-@task(pool="default_pool")
-def assistants(params: dict[str, Any]) -> list[dict[str, Any]]:
-    return chosen(params)
+assistants = task(pool="default_pool", task_id="assistants")(chosen)
 
 
 @dag(

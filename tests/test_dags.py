@@ -461,7 +461,7 @@ def test_runs_on_a_sample_log(airflow_home, tmp_path, monkeypatch):
     pl.DataFrame({"utterance": ["a"], "intent": ["b"]}).write_parquet(tmp_path / "t.parquet")
     monkeypatch.setenv("SAYAGAIN_TEST", str(tmp_path / "t.parquet"))
     monkeypatch.setenv("SAYAGAIN_TRAINER", "stand_in_trainer")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     (tmp_path / "stand_in_trainer.py").write_text(TRAINER)
     out = airflow([*test, "release_feedback"], [*test, "retrain"], [*test, "housekeeping"])
     release_id = (tmp_path / "lake" / "releases" / "LATEST").read_text().strip()
@@ -470,8 +470,9 @@ def test_runs_on_a_sample_log(airflow_home, tmp_path, monkeypatch):
     assert f'"release_id": "{release_id}", "accuracy": 0.5' in out and '"healthy": true' in out
     if importlib.util.find_spec("airflow.providers.openlineage"):
         events = [json.loads(line) for line in (tmp_path / "lineage.jsonl").read_text().splitlines()]
-        assert {"mine_feedback.day.detect", "release_feedback.one.release"} <= {
-            e["job"]["name"] for e in events if e["eventType"] == "COMPLETE"
-        }
+        done = {e["job"]["name"]: e for e in events if e["eventType"] == "COMPLETE"}
+        of = lambda job, side: {d["name"] for d in done[job][side]}  # noqa: E731
+        assert of("mine_feedback.day.detect", "outputs") >= {f"{tmp_path}/lake/votes"}
+        assert of("release_feedback.one.release", "inputs") >= {f"{tmp_path}/lake/candidates"}
     listed = json.loads(run("-m", "pipelines", "queue", "list", f"--lake={tmp_path}/lake", "--json"))
     assert [(m["release_id"], m["state"]) for m in listed] == [(release_id, "acked")]
