@@ -84,8 +84,7 @@ def run_job(job: str, of: dict[str, Any], *arguments: str, module: str = "pipeli
         command += [f"--config={config}"] if (config := setting(of, "config", required=False)) else []
         command += shlex.split(setting(of, "engine", required=False)) if job in FLOW else []
     print("running", " ".join(command), flush=True)
-    summary: dict[str, Any] = {}
-    tail: deque[str] = deque(maxlen=20)
+    summary, tail = {}, deque(maxlen=20)
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": secrets(of)}
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"{job or module}: stopped"))
     process = subprocess.Popen(command, **pipes, text=True, encoding="utf-8", errors="replace", start_new_session=True)
@@ -185,8 +184,6 @@ TASK = {
     "pool": "sayagain",
 }
 DAG = {"start_date": datetime(2026, 1, 1, tzinfo=UTC), "catchup": False, "dagrun_timeout": timedelta(hours=24), "tags": ["sayagain"]}
-
-
 assistants = task(pool="default_pool", task_id="assistants")(chosen)
 
 
