@@ -50,5 +50,5 @@ clean: ## remove .venv, caches and the demo
 	@touch $@
 
 .venv/.dev: .venv/.core
-	$(PIP) -e '.[airflow,dev]'
+	$(PIP) -e '.[airflow,lineage,dev]'
 	@touch $@

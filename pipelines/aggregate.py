@@ -72,8 +72,7 @@ def settings(context: Context) -> dict[str, Any]:
 
 def plan(context: Context) -> Plan:
     """The candidates of the as-of date, unless they were made from the same votes."""
-    plans = [window.plan(context, "candidates", f"/{n}", _fingerprint) for n in CANDIDATES]
-    return next((p for p in plans if not p.skip), plans[0])  # one that is gone is made anew, with the others
+    return window.plan(context, list(WRITES), _fingerprint)
 
 
 def run(context: Context, report: Any) -> None:

@@ -79,6 +79,12 @@ def _covers(note: dict[str, Any], start: date | None, end: date | None) -> bool:
     return (not low or bool(start and str(start) >= low)) and (not high or bool(end and str(end) <= high))
 
 
+def _within(note: dict[str, Any], start: date | None, end: date | None) -> bool:
+    """Are all its days in the range?"""
+    low, high = note["from"], note["to"]
+    return (not start or (low and low >= str(start))) and (not end or (high and high <= str(end)))
+
+
 def find(context: Context, version: str) -> Inputs:
     """Find the files and decide which have to be read. Raises InputError when nothing is there."""
     start, end = span(context)
@@ -129,7 +135,8 @@ def note(context: Context, version: str, made: Inputs, counts: dict[str, Counter
         store.delete(n["object"] for n in noted.get(path, []))
     name = f"{start or 'first'}_{end or 'last'}"
     for path, source in made.todo.items():
-        store.delete(n["object"] for n in noted.get(path, []) if n["stamp"] != source.stamp or n["fingerprint"] != print_)
+        gone = (n for n in noted.get(path, []) if n["stamp"] != source.stamp or n["fingerprint"] != print_ or _within(n, start, end))
+        store.delete(n["object"] for n in gone)  # what this run has read again would be counted twice
         entry = {
             "path": path,
             "stamp": source.stamp,

@@ -37,8 +37,7 @@ def run_one(name: str, options: Any) -> int:
         if name == "release":
             reporting.finish_run(context)
     report = context.stages[-1]
-    for line in context.result.get("lines", ()) if not options.json else ():
-        print(line)
+    reporting.headlines(context)
     if options.json:
         result = {k: v for k, v in context.result.items() if k not in ("lines", "gates")}
         took = {"seconds": round(report.seconds, 2), "cpu_seconds": round(report.cpu_seconds, 2), "peak_mib": round(report.peak_mib)}

@@ -168,7 +168,7 @@ def _lexicon(context: Context) -> Rows:
 
 def plan(context: Context) -> Plan:
     """The goals of the as-of date, unless they were made from the same votes."""
-    return window.plan(context, "goals", "", _fingerprint)
+    return window.plan(context, list(WRITES), _fingerprint)
 
 
 def run(context: Context, report: Any) -> None:

@@ -79,6 +79,9 @@ def dry_run(context: Context, names: list[str]) -> None:
 def summarise(context: Context) -> None:
     """Print the end of a run for a person, or as one JSON line with --json."""
     r = context.result
+    if not context.options.json:
+        print()
+    reporting.headlines(context)
     if context.options.json:
         stages = {
             s.name: {
@@ -92,9 +95,6 @@ def summarise(context: Context) -> None:
         }
         print(json.dumps({**r, "stages": stages}, default=str))
         return
-    print()
-    for line in r.get("lines", ()):
-        print(line)
     print(f"\n{'stage':<11}{'seconds':>8}{'peak MiB':>10}  what it did")
     for s in context.stages:
         print(f"{s.name:<11}{s.seconds:>8.1f}{s.peak_mib:>10,.0f}  {s.told()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from datetime import date
@@ -177,6 +178,13 @@ def _seeing(context: Context) -> dict[str, Any]:
         return {}
     days = [str(d) for d in context.window(as_of)]
     return seeing.gather(context.store, days, context.config.sessions.gap, None, context.config.privacy.k, deep=False)
+
+
+def headlines(context: Context) -> None:
+    """Print what came of the run: to stderr where stdout is a line of JSON, and there also in quiet when a gate refused."""
+    if not context.options.json or not context.options.quiet or context.exit_code:
+        for line in context.result.get("lines", ()):
+            print(line, file=sys.stderr if context.options.json else sys.stdout, flush=True)
 
 
 def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -> list[str]:

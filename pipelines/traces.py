@@ -63,8 +63,9 @@ def _span(raw: dict[str, Any], shared: dict[str, Any]) -> Span:
     events = [(str(e.get("name")), _attributes(e.get("attributes"))) for e in raw.get("events") or [] if isinstance(e, dict)]
     parent = raw.get("parentSpanId") or raw.get("parent_span_id") or raw.get("parent_id") or ""
     start = _nanoseconds(raw.get("startTimeUnixNano", raw.get("start_time")))
-    failed = str(code).upper().removeprefix("STATUSCODE.").removeprefix("STATUS_CODE_") in ("2", "ERROR") or "error.type" in raw
-    return Span(str(ids[0]), str(ids[1]), str(parent), start, shared | _attributes(raw.get("attributes")) | flat, failed, events)
+    attributes = shared | _attributes(raw.get("attributes")) | flat
+    failed = str(code).upper().removeprefix("STATUSCODE.").removeprefix("STATUS_CODE_") in ("2", "ERROR") or "error.type" in attributes
+    return Span(str(ids[0]), str(ids[1]), str(parent), start, attributes, failed, events)
 
 
 def _attributes(found: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 
 import apache_beam as beam
@@ -41,17 +41,25 @@ def refuse_older(context: Context, table: str, as_of: date) -> None:
         )
 
 
-def plan(context: Context, table: str, part: str, fingerprint_of: Callable[[Context, date], str]) -> Plan:
-    """The plan of an as-of table: made once, made again when what it comes from changed, never after it was released."""
+def plan(context: Context, tables: Sequence[str], fingerprint_of: Callable[[Context, date], str]) -> Plan:
+    """The plan of as-of tables that one run makes (`goals`; `candidates/labels` is a part of one): made once, made again when
+    what they come from changed, never after they were released. One that is gone is made anew, with the others: the bytes are the same."""
     as_of = context.as_of()
     if as_of is None or not manifests(context, as_of):
         return Plan(skip="there are no votes in the window")
-    have = context.store.manifest(table, f"as_of={as_of}{part}")
-    if have and have.fingerprint == fingerprint_of(context, as_of):
-        return Plan(skip=f"the {table} of {as_of} are made")
-    if have and registry.released_as_of(context.store, as_of):
-        return Plan(skip=f"the {table} of {as_of} were released, and as-of tables are never rebuilt: the next as-of sees the change")
-    return Plan([Todo(table, f"as_of={as_of}", "votes, settings or what it follows changed" if have else "never made")])
+    places = [(table, f"as_of={as_of}{slash}{part}") for table, slash, part in (name.partition("/") for name in tables)]
+    have = [context.store.manifest(*place) for place in places]
+    made = [m for m in have if m]
+    current = {m.fingerprint for m in made} == {fingerprint_of(context, as_of)}
+    if current and len(made) == len(places):
+        return Plan(skip=f"the {places[0][0]} of {as_of} are made")
+    if made and not current and registry.released_as_of(context.store, as_of):
+        return Plan(skip=f"the {places[0][0]} of {as_of} were released, and as-of tables are never rebuilt: the next as-of sees the change")
+    if not made:
+        return Plan([Todo(*place, "never made") for place in places])
+    if not current:
+        return Plan([Todo(*place, "votes, settings or what it follows changed") for place in places])
+    return Plan([Todo(*place, "is gone") for place, m in zip(places, have, strict=True) if m is None])
 
 
 class Sketch(beam.DoFn):

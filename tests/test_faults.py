@@ -64,6 +64,15 @@ def test_a_day_that_comes_late_and_twice_gives_the_same_daily_tables(world, tmp_
     assert tables(lake, "turns", "input") == tables(world.folder / "calm", "turns", "input")
 
 
+def test_a_lost_partition_of_a_released_day_is_made_again(world):
+    lake = world.lake()
+    shutil.copytree(world.folder / "calm", lake)
+    for lost in ("goal_edges", "candidates"):
+        (manifest, *_) = sorted((lake / "_manifests" / lost).rglob("*.json"))
+        manifest.unlink()
+    world.heals(lake)
+
+
 def test_one_undisturbed_run_again_changes_nothing(world):
     lake = world.folder / "calm"
     assert world.mine(lake) == 0

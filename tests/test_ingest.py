@@ -22,6 +22,7 @@ from pipelines import ingest, sources
 from pipelines.context import Context
 from pipelines.errors import InputError, LakeError, UsageError
 from pipelines.options import IngestOptions
+from pipelines.reporting import input_counts
 from pipelines.store import Store
 from rewrite import turns as t
 from rewrite.contracts import BUCKETS, REJECTS, TURNS
@@ -410,6 +411,15 @@ def test_values_without_a_plain_form_are_counted(tmp_path):
         assert report.counts["warnings"] == {"bad_asr_confidence": 1, "bad_channel": 1, "bad_intent": 1, "bad_status": 1}
     with pytest.raises(InputError, match="column utterance is list"):
         run(tmp_path / "lake", parquet(tmp_path / "c.parquet", [row(1, text=["a"])]))
+
+
+@pytest.mark.slow
+def test_days_that_are_read_again_in_a_wider_range_are_counted_once(tmp_path):
+    log = parquet(tmp_path / "log.parquet", [row(1), row(60 * 24, text="mail a@b.org")])
+    for start, end in (("2026-01-01", "2026-01-01"), ("2026-01-02", "2026-01-02"), ("2026-01-01", "2026-01-02")):
+        run(tmp_path / "lake", log, start=date.fromisoformat(start), end=date.fromisoformat(end))
+    read = input_counts(Store(str(tmp_path / "lake")))
+    assert (read["read"] - read["outside"], read["scrubbed:mail"]) == (2, 1)
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path):

@@ -181,6 +181,8 @@ def test_a_failed_tool_is_a_failed_turn_and_a_circle_of_parents_ends(tmp_path):
     first["parentSpanId"] = tool["spanId"]
     (row,) = convert(tmp_path, broken)
     assert row["status"] == "error"
+    (row,) = convert(tmp_path, CHAIN | {"attributes.error.type": "timeout"})
+    assert row["status"] == "error"
 
 
 def test_columns_can_be_mapped_and_users_must_be_somewhere(tmp_path, capsys):
