@@ -15,6 +15,7 @@ from pipelines.plan import Plan, Todo, digest
 from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
+from rewrite.turns import bucket_expr
 
 VERSION = 6
 READS = {"turns": contracts.TURNS.names}
@@ -34,16 +35,14 @@ class Score(beam.DoFn):
 
         model = modelstore.load(self._store.root, self._model)
         turns = shards.read(self._store, shard)
-        buckets = turns.select("user_key", "bucket").unique()
         said = turns.group_by("date", "bucket", "locale").len().sort("locale")
         found = detect(turns.drop("bucket"), model, self._gap)
         cuts = signal_table.confidence_cuts(model, turns["locale"].unique())
-        patterns = signal_table.patterns(turns, found.rephrases, found.outcomes, cuts, self._gap).join(buckets, on="user_key", how="left")
-        based = found.rephrases.with_columns(base=signal_table.base_rates(turns, found.rephrases, model)).join(
-            buckets, on="user_key", how="left"
-        )
+        whose = bucket_expr().alias("bucket")
+        patterns = signal_table.patterns(turns, found.rephrases, found.outcomes, cuts, self._gap).with_columns(whose)
+        based = found.rephrases.with_columns(whose, base=signal_table.base_rates(turns, found.rephrases, model))
         for table, schema in SCHEMAS.items():
-            frame = getattr(found, table).join(buckets, on="user_key", how="left", maintain_order="left")
+            frame = getattr(found, table).with_columns(whose)
             if "user_key" not in schema.names:
                 frame = frame.drop("user_key")
             for (day, bucket), part in frame.partition_by("date", "bucket", as_dict=True, include_key=False, maintain_order=True).items():

@@ -1,7 +1,7 @@
 """ingest: logs into the lake. Maps columns, scrubs personal data, replaces ids, cuts sessions, rejects bad rows.
 
-Files are read in shards; rows meet again by date and by user, where duplicates and conflicts are settled together with
-what earlier runs left of the same day. So a day is the same whether its files came at once or one by one.
+Files are read in shards; rows meet again by date and by user (put aside meanwhile, see `aside`), where duplicates and conflicts
+are settled together with what earlier runs left of the same day. So a day is the same whether its files came at once or one by one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import apache_beam as beam
 import polars as pl
 import pyarrow as pa
 
-from pipelines import engine, gone, inputs, sources
+from pipelines import aside, engine, gone, inputs, sources
 from pipelines.config import Config
 from pipelines.context import KEY_ENV, Context
 from pipelines.errors import InputError, LakeError, SayagainError, UsageError
@@ -205,10 +205,12 @@ class _Read(beam.DoFn):
             for block in sources.read(work, job.rules, job.rows):
                 rows = convert(block, work.source, job.rules, secret, job.start, job.end, job.left_out)
                 counts += rows.counts
+                parts = []
                 for kind, frame in ((b"t", rows.turns), (b"r", rows.rejects)):
                     keyed = frame.with_columns(group=pl.col("bucket") % job.groups)
                     for (day, group), part in keyed.partition_by("partition", "group", as_dict=True, include_key=False).items():
-                        yield f"{day}/{group}", kind + engine.to_ipc(part)
+                        parts.append((f"{day}/{group}", kind + engine.to_ipc(part)))
+                yield from aside.put(job.store, job.attempt, parts)
         except SayagainError as error:  # told to the launcher: an exception would reach it as a worker's stack trace
             problem = str(error)
         receipt = engine.receipt("read", work.source.path, _NO_FILE, counts=dict(counts), problem=problem)
@@ -238,21 +240,24 @@ class _Merge(beam.DoFn):
         key, pieces = element
         day, _, group = key.partition("/")
         job, buckets = self.job, range(int(group), BUCKETS, self.job.groups)
-        frames: dict[bytes, list[pl.DataFrame]] = {b"t": [], b"r": []}
-        for piece in pieces:
-            if piece:
-                frames[piece[:1]].append(engine.frame(piece[1:]).with_columns(fresh=pl.lit(True)))
+        read: dict[bytes, list[pl.DataFrame]] = {b"t": [], b"r": []}
+        for where in pieces:
+            if where:
+                piece = aside.get(job.store, where)
+                read[piece[:1]].append(engine.frame(piece[1:]))
+        frames: dict[bytes, list[pl.DataFrame]] = {}
         base = {}
         for kind, (table, blank) in _BLANK.items():
             manifest = job.store.manifest(table, day)
             base[table] = _mark(manifest)
-            frames[kind].append(blank)
+            fresh = [_shaped(pl.concat(read[kind]).with_columns(fresh=pl.lit(True)), blank)] if read[kind] else []
+            frames[kind] = [blank, *fresh]
             for f in manifest.files if manifest else ():
                 if f.bucket in buckets:
                     old = pl.DataFrame(pl.from_arrow(job.store.read_file(f)))
                     old = old.with_columns(bucket=pl.lit(f.bucket, pl.Int32), fresh=pl.lit(False)).filter(~pl.col("input").is_in(job.given))
                     frames[kind].append(blank if old.is_empty() else _shaped(old, blank))
-        turns, rejects = (pl.concat([_shaped(f, _BLANK[k][1]) for f in frames[k]]) for k in (b"t", b"r"))
+        turns, rejects = (pl.concat(frames[k]) for k in (b"t", b"r"))
         turns, rejects, duplicates = t.merge(turns, rejects)
         turns = t.cut_sessions(turns, job.gap)
         for table, frame in (("turns", turns), ("rejects", rejects)):

@@ -147,6 +147,14 @@ class Store:
             raise FileNotFoundError(self.url(path))
         return found[0]
 
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        """Some bytes of an object. Raises LakeError when it is gone."""
+        try:
+            with self._told(path):
+                return bytes(obstore.get_range(self._store, path, start=start, length=length))
+        except (NotFoundError, FileNotFoundError):
+            raise LakeError(f"{self.url(path)}: is gone; run again") from None
+
     def find(self, path: str) -> bytes | None:
         """As `get`, None when there is nothing."""
         found = self.find_version(path)

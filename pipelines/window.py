@@ -69,7 +69,7 @@ class Sketch(beam.DoFn):
         self._store = store
 
     def process(self, shard: Shard) -> Iterable[tuple[int, Tables]]:
-        votes = shards.read(self._store, shard, VOTES.names).drop("bucket")
+        votes = shards.read(self._store, shard, [*trust.SKETCHED]).drop("bucket")
         yield 0, {name: engine.to_ipc(t) for name, t in trust.sketch(votes).items()}
 
 

@@ -11,9 +11,11 @@ every script; of Han characters it knows the reading in Mandarin only, so in Jap
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from anyascii import anyascii
 
 from rewrite.ngrams import UNSPACED
@@ -40,19 +42,23 @@ _WORD = f"[{_SINGLE}]|[^\\s{_SINGLE}]+"
 
 def align(left: pl.Series, right: pl.Series) -> np.ndarray:
     """ALIGNMENT of each text with the same row of the other: shape (n, len(ALIGNMENT)), float64. Texts are keys."""
-    distinct, code = coded(pl.concat([left.rename("text"), right.rename("text")]))
-    return _Aligned(distinct).features(code[: len(left)], code[len(left) :])
+    texts, code = coded(pl.concat([left.rename("text"), right.rename("text")]))
+    distinct, row = np.unique(code[: len(left)] * len(texts) + code[len(left) :], return_inverse=True)
+    return _Aligned(texts).features(distinct // max(len(texts), 1), distinct % max(len(texts), 1))[row]
 
 
 class _Aligned:
     """Distinct texts cut into words, of which any pair can be aligned."""
 
     def __init__(self, keys: pl.Series):
-        words = keys.str.extract_all(_WORD)
-        self.count = words.list.len().cast(pl.Int64).to_numpy()
+        self.words = keys.str.extract_all(_WORD)
+        self.count = self.words.list.len().cast(pl.Int64).to_numpy()
         self.start = np.cumsum(self.count) - self.count
-        self.words, self.codes = coded(words.explode().drop_nulls())
-        self.sounds = pl.Series([_sound(w) for w in self.words], dtype=pl.String)
+        words, self.codes = coded(self.words.explode().drop_nulls())
+        sounds = pl.Series([_sound(w) for w in words], dtype=pl.String).gather(self.codes)
+        ends = pa.array(np.append(self.start, self.count.sum()))
+        self.sounds = pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(ends, sounds.to_arrow())))
+        self.sound = self.sounds.list.head(_LONGEST).list.join("")
 
     def features(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """ALIGNMENT of the pairs (keys[a], keys[b]): shape (n, len(ALIGNMENT)), float64."""
@@ -65,8 +71,7 @@ class _Aligned:
         tail = _alike(self._ends(a, width, last=True), self._ends(b, width, last=True))
         tail = np.minimum(tail, np.minimum(n, m) - head)
         dropped, added = n - head - tail, m - head - tail
-        none = np.zeros_like(n)
-        x[:, 0] = edit_similarity(self._join(self.sounds, a, none, n), self._join(self.sounds, b, none, m))
+        x[:, 0] = edit_similarity(*(self.sound.gather(rows).to_list() for rows in (a, b)))
         for c, names in ((1, self.words), (2, self.sounds)):
             x[:, c] = edit_similarity(self._join(names, a, head, dropped), self._join(names, b, head, added))
         x[:, 3] = (head + tail) / np.maximum(np.maximum(n, m), 1)
@@ -83,20 +88,15 @@ class _Aligned:
 
     def _join(self, names: pl.Series, rows: np.ndarray, first: np.ndarray, n: np.ndarray) -> list[str]:
         """The `n` words from word `first` on of each text, as `names` has them, in one string."""
-        n = np.minimum(n, _LONGEST)
-        row = np.repeat(np.arange(len(rows)), n)
-        place = np.repeat(self.start[rows] + first - (np.cumsum(n) - n), n) + np.arange(len(row))
-        said = pl.DataFrame({"row": row, "said": names.gather(self.codes[place])})
-        said = said.group_by("row", maintain_order=True).agg(pl.col("said").str.join(""))
-        out = np.full(len(rows), "", object)
-        out[said["row"].to_numpy()] = said["said"].to_numpy()
-        return out.tolist()
+        part = pl.DataFrame({"said": names.gather(rows), "first": first, "n": np.minimum(n, _LONGEST)})
+        return part.select(pl.col("said").list.slice("first", "n").list.join("")).to_series().to_list()
 
 
 def _alike(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.cumprod((left == right) & (left >= 0), axis=1).sum(axis=1)
 
 
+@lru_cache(maxsize=1 << 17)  # of all languages that a worker meets; shards repeat their words
 def _sound(word: str) -> str:
     """Consonant classes of a word: "jazz" and "jaz" are "s", "music" is "msk".
 

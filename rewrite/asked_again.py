@@ -31,7 +31,8 @@ from rewrite.alignment import ALIGNMENT, align
 from rewrite.curves import LIMIT, Curve, fit_curve, logit, sigmoid
 from rewrite.model import POOL, Detector, Model, TextStats
 from rewrite.text import coded
-from rewrite.trees import fit_trees, log_odds
+from rewrite.threads import side_by_side
+from rewrite.trees import Learner, log_odds
 
 MIN_PAIRS = 500
 """Fewer neighbouring pairs than this teach nothing that a rule fixed by hand does not know."""
@@ -51,6 +52,7 @@ PLACES = 30
 """Pairs of other users, after the most similar replies, that a pair must outdo: one chance in 30. 8 to 100 do as well."""
 POOL_PAIRS = 2000
 """Pairs that PLACES are looked for among; measured, more change nothing."""
+_BLOCK = 4000  # rows of a dense table at a time
 CONTRASTED = 10_000
 """Pairs per locale whose contrast is measured; measured, more change nothing."""
 UNDECIDED = logit(0.9)
@@ -93,17 +95,20 @@ def score(turns: pl.DataFrame, candidates: pl.DataFrame, model: Model, friction:
     if friction is None:
         friction = pairs.friction_features(turns, model.stats)
     i, j = candidates["i"].to_numpy(), candidates["j"].to_numpy()
-    kept = pairs.interpretation(turns, i, candidates["j"].to_numpy())
+    kept = pairs.interpretation(pairs.interpretations(turns), i, j)
     log_gap = np.log(np.maximum(candidates["gap_s"].to_numpy(), 0.0) + 0.5)
     locale = candidates["locale"]
     channel = turns["channel"].gather(i) if n else turns["channel"].head(0)
     for (name,), part in _groups(locale):
         texts, a, b = _distinct(turns, i[part], j[part], model.stats.get(name, TextStats()))
-        x = texts.features(a, b)
+        pair, of_pair = np.unique(a * len(texts.keys) + b, return_inverse=True)  # what many say is measured, and judged, once
+        measured = texts.features(pair // len(texts.keys), pair % len(texts.keys))
+        x = measured[of_pair]
         alike[part] = x[:, [_EDIT, _JACCARD]]
         for (said_on,), within in _groups(channel.gather(part)):
             d, rows = model.detector(name, said_on), part[within]
-            llr[rows, 0] = _text_llr(d, x[within])
+            some, of_some = np.unique(of_pair[within], return_inverse=True)
+            llr[rows, 0] = _text_llr(d, measured[some])[of_some]
             llr[rows, 1] = _gap_llr(d, log_gap[rows])
             llr[rows, 2] = _friction_llr(d, np.hstack([friction[i[rows]], x[within, _T:], kept[rows]]))
             base[rows] = d.base
@@ -229,8 +234,9 @@ def _fit_detectors(
             if said_on != POOL and MIN_OWN <= len(within) < len(rows):
                 groups[name, said_on] = rows[within]
     groups[POOL, POOL] = np.arange(n)
-    out: dict[tuple[str, str], Detector] = {}
-    for name, members in sorted(groups.items()):
+    understood = pairs.interpretations(turns)
+
+    def learned(members: np.ndarray) -> Detector:
         rng = np.random.default_rng([seed, len(members)])
         rows = np.sort(rng.choice(members, max_pairs, replace=False)) if len(members) > max_pairs else members
         x = np.empty((len(rows), _T + len(pairs.FREQUENCIES)))
@@ -241,13 +247,16 @@ def _fit_detectors(
             x[part] = texts.features(a, b)
             order = rng.permutation(len(part))
             chance[part], other[part] = pairs.cosines(texts.vectors[a], texts.vectors[b[order]]), j[at[order]]
-        went = np.hstack([friction[i[rows]], x[:, _T:], pairs.interpretation(turns, i[rows], j[rows])])
+        kept = pairs.interpretation(understood, i[rows], j[rows])
+        went = np.hstack([friction[i[rows]], x[:, _T:], kept])
         sides = turns["key"].gather(i[rows]), turns["key"].gather(j[rows])
         detector = _co_em(x, sides, went, np.log(np.maximum(gap[rows], 0.0) + 0.5), contrast[rows], seed)
-        kept = [pairs.interpretation(turns, i[rows], second)[:, 0] for second in (j[rows], other)]
-        related, unrelated = _fit_related(x[:, _COSINE], chance, *kept)
-        out[name] = replace(detector, related=related, unrelated=unrelated) if detector.pairs else detector
-    return out
+        kept_chance = pairs.interpretation(understood, i[rows], other)
+        related, unrelated = _fit_related(x[:, _COSINE], chance, kept[:, 0], kept_chance[:, 0])
+        return replace(detector, related=related, unrelated=unrelated) if detector.pairs else detector
+
+    names = sorted(groups)
+    return dict(zip(names, side_by_side(learned, [groups[name] for name in names]), strict=True))
 
 
 def _contrast(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats, rng: np.random.Generator) -> np.ndarray:
@@ -262,18 +271,27 @@ def _contrast(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStat
     pool = np.sort(rng.choice(n, min(POOL_PAIRS, n), replace=False))
     if len(pool) <= PLACES:
         return cosine
-    first = turns[i.tolist()].select("user_key", place=pl.coalesce(pl.col("response").str.to_lowercase(), "intent", "key"))
+    first = turns.select("user_key", place=pl.coalesce(pl.col("response").str.to_lowercase(), "intent", "key"))[i]
     user = first["user_key"].rank("dense").to_numpy()
-    place = texts.stats.vectors(first["place"].str.replace_all(r"\s+", " ").to_list())
-    places, seconds = place[pool].T.tocsr(), texts.vectors[b[pool]].T.tocsr()
+    distinct, place = coded(first["place"].str.replace_all(r"\s+", " "))
+    vectors = texts.stats.vectors(distinct.to_list())
+    places, seconds = vectors[place[pool]].T.tocsr(), texts.vectors[b[pool]].T.tocsr()
     ties = rng.random(len(pool)) * 1e-3
-    most = np.empty(n)
-    for s in range(0, n, 4000):
-        near = (place[s : s + 4000] @ places).toarray() + ties
-        near[user[s : s + 4000, None] == user[pool]] = -1.0  # anybody but this user
-        nearest = np.argpartition(-near, PLACES, axis=1)[:, :PLACES]
-        alike = (texts.vectors[a[s : s + 4000]] @ seconds).toarray()
-        most[s : s + 4000] = np.take_along_axis(alike, nearest, axis=1).max(axis=1)
+    # as many more than PLACES as one user may have there: enough of anybody else's are left
+    within = min(len(pool), PLACES + int(np.unique(user[pool], return_counts=True)[1].max()))
+    nearest = np.empty((len(distinct), within), np.int32)
+    for s in range(0, len(distinct), _BLOCK):
+        far = -((vectors[s : s + _BLOCK] @ places).toarray() + ties)
+        some = np.argpartition(far, within - 1, axis=1)[:, :within]
+        nearest[s : s + _BLOCK] = np.take_along_axis(some, np.argsort(np.take_along_axis(far, some, axis=1), axis=1), axis=1)
+    most, by_text = np.empty(n), np.argsort(a, kind="stable")
+    for s in range(0, n, _BLOCK):
+        rows = by_text[s : s + _BLOCK]
+        said, at = np.unique(a[rows], return_inverse=True)
+        alike = (texts.vectors[said] @ seconds).toarray()
+        near = nearest[place[rows]]
+        others = np.argsort(user[pool[near]] == user[rows][:, None], axis=1, kind="stable")[:, :PLACES]
+        most[rows] = alike[at[:, None], np.take_along_axis(near, others, axis=1)].max(axis=1)
     return np.maximum(cosine - most, 0.0)
 
 
@@ -331,27 +349,28 @@ def _co_em(
     seen = ~np.isnan(contrast)
     if seen.sum() < MIN_PAIRS:
         contrast, seen = x[:, _COSINE], np.ones(n, bool)
-    friction_trees, friction_mean, _ = _view(known[seen], contrast[seen], signs, seed)
+    friction_trees, friction_mean, _ = _view(known[seen], contrast[seen], Learner(known[seen], signs, seed=seed))
     llr[:, 2] = np.clip(log_odds(friction_trees, known) - friction_mean, -LIMIT, LIMIT)
     gap = fit_curve(log_gap, sigmoid(logit(base) + llr.sum(axis=1)), rising=False)
     if np.abs(gap(log_gap)).mean() < WITNESS:
         return Detector(base, text_mean=text_mean, friction_trees=friction_trees, friction_mean=friction_mean, pairs=n)
     close, close_signs = np.hstack([x[:, :_T], align(*sides)]), [*pairs.TEXT_FEATURES.values(), *ALIGNMENT.values()]
+    frictions, closes = Learner(known, signs, seed=seed), Learner(close, close_signs, seed=seed)
     for _ in range(ROUNDS):
         gap = fit_curve(log_gap, sigmoid(logit(base) + llr.sum(axis=1)), rising=False)
         llr[:, 1] = gap(log_gap)
-        friction_trees, friction_mean, llr[:, 2] = _view(known, sigmoid(logit(base) + llr.sum(axis=1)), signs, seed)
-        close_trees, close_mean, llr[:, 0] = _view(close, sigmoid(logit(base) + llr.sum(axis=1)), close_signs, seed)
+        friction_trees, friction_mean, llr[:, 2] = _view(known, sigmoid(logit(base) + llr.sum(axis=1)), frictions)
+        close_trees, close_mean, llr[:, 0] = _view(close, sigmoid(logit(base) + llr.sum(axis=1)), closes)
         base = float(np.clip(sigmoid(logit(base) + llr.sum(axis=1)).mean(), 0.005, 0.95))
     # Most pairs need no alignment: the trees that know the other features alone say the same of them.
-    text = _view(x[:, :_T], sigmoid(logit(base) + llr.sum(axis=1)), close_signs[:_T], seed)
+    text = _view(x[:, :_T], sigmoid(logit(base) + llr.sum(axis=1)), Learner(x[:, :_T], close_signs[:_T], seed=seed))
     return Detector(base, *text[:2], friction_trees, friction_mean, close_trees, close_mean, gap, pairs=n)
 
 
-def _view(x: np.ndarray, q: np.ndarray, signs: list[int], seed: int) -> tuple[str, float, np.ndarray]:
+def _view(x: np.ndarray, q: np.ndarray, learner: Learner) -> tuple[str, float, np.ndarray]:
     """Trees of one view fitted to the belief q, their mean log odds, and the log likelihood ratios, shape (n,)."""
     q = np.clip(q, 0.001, 0.999)
-    trees, mean = fit_trees(x, q, signs, seed=seed), float(logit(q.mean()))
+    trees, mean = learner.fit(q), float(logit(q.mean()))
     return trees, mean, np.clip(log_odds(trees, x) - mean, -LIMIT, LIMIT)
 
 

@@ -63,8 +63,7 @@ def believed_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.LazyFr
     users = judge(votes, trust)
     link = pl.col("kind") != "outcome"
     strength = pl.struct(-pl.col("value"), "locale", "source", "target", "kind", "treatment", "rewrite_id")
-    day = strength.rank("min").over("user_key", "date", link)
-    frame = votes.lazy().filter(~link | (day <= rules.links_per_day))
+    frame = _strongest(votes.lazy(), strength, ["user_key", "date"], rules.links_per_day)
     frame = frame.join(users.lazy(), on="user_key").filter(pl.when(link).then("known").otherwise(~pl.col("spare")))
     frame = frame.with_columns(value=(pl.col("value").clip(0, 1) * MILLION).round().cast(pl.Int64), events=pl.col("events").cast(pl.Int64))
     said = (
@@ -83,7 +82,6 @@ def user_votes(believed: pl.LazyFrame, trust: Trust | None = None) -> pl.DataFra
     events. A user's links are capped, the strongest ones stay. `date` becomes `first` and `last`.
     """
     rules = trust.rules if trust else Rules()
-    link = pl.col("kind") != "outcome"
     key = [n for n in VOTES.names if n not in ("value", "events")] + ["known", "copy", "spare"]
     one = (
         believed.group_by(key)
@@ -97,8 +95,16 @@ def user_votes(believed: pl.LazyFrame, trust: Trust | None = None) -> pl.DataFra
         .with_columns(value=pl.when(pl.col("kind") == "outcome").then("mean").otherwise("greatest"))
         .drop("greatest", "mean")
     )
-    nth = pl.struct(-pl.col("value"), "locale", "source", "target", "kind").rank("min").over("user_key", link)
-    return one.filter(~link | (nth <= rules.links_per_window)).collect()
+    strength = pl.struct(-pl.col("value"), "locale", "source", "target", "kind")
+    return _strongest(one, strength, ["user_key"], rules.links_per_window).collect()
+
+
+def _strongest(votes: pl.LazyFrame, strength: pl.Expr, who: list[str], most: int) -> pl.LazyFrame:
+    """The votes without the links of `who` beyond the `most` strongest. Ranking is dear and few have so many: the others are left alone."""
+    link = pl.col("kind") != "outcome"
+    many = votes.filter(link).group_by(who).len().filter(pl.col("len") > most).select(who)
+    some = votes.join(many, on=who, how="semi").filter(~link | (strength.rank("min").over(*who, link) <= most))
+    return pl.concat([votes.join(many, on=who, how="anti"), some])
 
 
 def bucket_evidence(

@@ -23,7 +23,8 @@ from rewrite.curves import logit, sigmoid
 from rewrite.latent_class import MIN_TEXTS, SESSION_GAP_S, cells
 from rewrite.model import POOL, Model, Outcome, TextStats
 from rewrite.text import key_expr
-from rewrite.trees import fit_trees, log_odds
+from rewrite.threads import side_by_side
+from rewrite.trees import Learner, fit_trees, log_odds
 
 _USERS = 3
 """Texts of this many users have a class that is nearly certain, and teach; if they are too few, texts of fewer users."""
@@ -50,15 +51,16 @@ def fit(turns: pl.DataFrame, scored: pl.DataFrame, model: Model, gap_s: float = 
     signs, before = signals.session_signals(turns, scored), corrective.said(turns)
     new = corrective.new_words(before, scored)
     session, words, (heard, looks) = signs[row], corrective.Said(before[row], new[row]), _looks(turns, model)
-    outcomes, stats = {}, dict(model.stats)
+    outcomes: dict[str, Outcome] = {}
+    stats = dict(model.stats)
     parts = dict(_by_locale(seen))
-    for locale, rows in parts.items():
-        if seen[rows].filter(pl.col("users") > 0)["key"].n_unique() >= MIN_TEXTS:
-            outcomes[locale], texts = _fit_part(seen[rows], session[rows], words.at(rows), looks[row[rows]], model.k, seed)
-            stats[locale] = _with_served(model.stats[locale], texts)
-    whole = (
-        next(iter(outcomes.values())) if len(parts) == len(outcomes) == 1 else _fit_part(seen, session, words, looks[row], model.k, seed)[0]
-    )
+    enough = [n for n, rows in parts.items() if seen[rows].filter(pl.col("users") > 0)["key"].n_unique() >= MIN_TEXTS]
+    all_rows = np.arange(seen.height)
+    chosen = [parts[n] for n in enough] + ([] if len(parts) == len(enough) == 1 else [all_rows])  # the pool of one locale is that locale
+    fitted = side_by_side(lambda at: _fit_part(seen[at], session[at], words.at(at), looks[row[at]], model.k, seed), chosen)
+    for locale, (outcome, texts) in zip(enough, fitted, strict=False):
+        outcomes[locale], stats[locale] = outcome, _with_served(model.stats[locale], texts)
+    whole = fitted[-1][0]
     confidence = turns.drop_nulls("asr_confidence").sort("locale").group_by("locale", maintain_order=True).agg("asr_confidence")
     logged = zip(confidence["locale"], confidence["asr_confidence"], strict=True)
     deciles = {n: np.quantile(c.to_numpy(), np.arange(1, 10) / 10).tolist() for n, c in logged if len(c) >= MIN_TEXTS}
@@ -97,9 +99,10 @@ def _fit_part(
     prior = np.full(len(llr), logit(base))
     said = users > 0
     other = np.where(said, np.clip(other, -_TEXT_LIMIT, _TEXT_LIMIT), 0.0)
+    learner = Learner(looks, list(signals.LOOKS.values()), seed=seed)
     for _ in range(_LOOKS_ROUNDS):
         served = sigmoid(prior + llr + other)
-        trees = fit_trees(looks, served, list(signals.LOOKS.values()), seed=seed)
+        trees = learner.fit(served)
         prior = log_odds(trees, looks)
     share = float(np.clip(served[said].mean(), 0.02, 0.98))
     return replace(outcome, prior=share, looks_trees=trees), per_text

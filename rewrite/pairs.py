@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from rewrite import ngrams
 from rewrite.contracts import TURNS
 from rewrite.model import TextStats
+from rewrite.text import coded
 
 MAX_LAG = 3
 RETRY_S = 2.0
@@ -177,22 +178,29 @@ def edit_similarity(left: list[str], right: list[str]) -> np.ndarray:
     return process.cpdist(left, right, scorer=Levenshtein.normalized_similarity, dtype=np.float32)
 
 
-def _echo(keys: list[str], replies: list[str], stats: TextStats) -> np.ndarray:
+def _echo(keys: pl.Series, replies: pl.Series, stats: TextStats) -> np.ndarray:
     """Share of each text's words, weighed by their rarity, that its reply holds too: shape (n,), 0..1."""
-    said, heard = ngrams.words(keys), ngrams.words(replies)
+    texts, text = coded(keys)
+    heard, reply = coded(replies)
+    distinct, row = np.unique(text * len(heard) + reply, return_inverse=True)
+    said = ngrams.words(texts.to_list())
     said.data = stats.word_idf[said.indices]
-    both = said.multiply(heard.astype(bool))
-    return np.asarray(both.sum(axis=1)).ravel() / np.maximum(np.asarray(said.sum(axis=1)).ravel(), 1e-9)
+    mass = np.asarray(said.sum(axis=1)).ravel()
+    said, text = said[distinct // len(heard)], distinct // len(heard)
+    words = ngrams.words(heard.str.to_lowercase().str.replace_all(r"\s+", " ").to_list()).astype(bool)
+    both = said.multiply(words[distinct % len(heard)])
+    return (np.asarray(both.sum(axis=1)).ravel() / np.maximum(mass[text], 1e-9))[row]
 
 
-def interpretation(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """INTERPRETATION of the pairs (i, j) of turns: shape (n, 2), float64, NaN where one side has none."""
-    x = np.full((len(i), len(INTERPRETATION)), np.nan)
-    for c, name in enumerate(("intent", "slots")):
-        code = turns[name].rank("dense").cast(pl.Float64).fill_null(np.nan).to_numpy()
-        known = ~np.isnan(code[i]) & ~np.isnan(code[j])
-        x[known, c] = code[i[known]] == code[j[known]]
-    return x
+def interpretations(turns: pl.DataFrame) -> np.ndarray:
+    """What each turn was understood as: a number per column of INTERPRETATION, shape (turns, 2), NaN where there is none."""
+    return np.stack([turns[n].rank("dense").cast(pl.Float64).fill_null(np.nan).to_numpy() for n in ("intent", "slots")], axis=1)
+
+
+def interpretation(understood: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """INTERPRETATION of the pairs (i, j) of turns that were `understood` so: shape (n, 2), float64, NaN where one side has none."""
+    first, second = understood[i], understood[j]
+    return np.where(np.isnan(first) | np.isnan(second), np.nan, first == second)
 
 
 def friction_features(turns: pl.DataFrame, stats: Mapping[str, TextStats]) -> np.ndarray:
@@ -216,6 +224,5 @@ def friction_features(turns: pl.DataFrame, stats: Mapping[str, TextStats]) -> np
     for locale in turns["locale"].unique().sort():
         at = np.flatnonzero(said & (turns["locale"] == locale).to_numpy())
         if len(at):
-            replies = reply.gather(at).str.to_lowercase().str.replace_all(r"\s+", " ").to_list()
-            x[at, 7] = _echo(turns["key"].gather(at).to_list(), replies, stats.get(locale, TextStats()))
+            x[at, 7] = _echo(turns["key"].gather(at), reply.gather(at), stats.get(locale, TextStats()))
     return x

