@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from rewrite.contracts import GOAL_CHANGES, GOAL_EDGES, GOALS
 from rewrite.goal_evidence import number_sets
-from rewrite.goals import build_goals, goal_id
+from rewrite.goal_ids import goal_id
+from rewrite.goals import build_goals
 from rewrite.neighbours import top_cosine
 
 TEXTS = {"locale": pl.String, "utterance": pl.String, "users": pl.Int64, "served": pl.Float64}
