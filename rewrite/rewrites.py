@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from scipy import special
 
-from rewrite import careful
+from rewrite import careful, meaning
 from rewrite.contracts import CANDIDATE_REWRITES
 from rewrite.likeness import Likeness, slot_values
 from rewrite.pool import LOWER, MILLION, Pool
@@ -76,7 +76,7 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     into = _score(into, pool)
     rows = _with_live(into, pool)
     rows = _decide(_tested(rows, pool, options), pool, options)
-    return capped(_table(rows, pool))
+    return capped(meaning.kept(_table(rows, pool), pool.texts))
 
 
 def capped(table: pl.DataFrame) -> pl.DataFrame:
