@@ -32,9 +32,9 @@ def judged(locale: str, words: pl.DataFrame, *pairs: tuple[str, str]) -> list[bo
 
 @pytest.mark.parametrize("locale", ADDED)
 def test_a_word_that_is_added(locale: str) -> None:
-    plain, negated, things = ADDED[locale]
+    _, negated, _ = ADDED[locale]
     filler = "alexa " if locale != "ja-JP" else "ねえ"
-    words = turning(texts(*((locale, *ADDED[locale])), filler=filler))
+    words = turning(texts(locale, *ADDED[locale], filler=filler))
     found = set(words.filter(pl.col("a") == "")["b"])
     assert negated.format("").strip() in found and not found & {filler, filler.strip()}, "a filler turns nothing"
     x, other = ("zz yy", "nn mm") if locale != "ja-JP" else ("ざざ", "ねね")
@@ -67,7 +67,9 @@ def test_a_few_wrong_readings_and_values_turn_nothing() -> None:
     assert turning(often).is_empty(), "less than half of its twins"
     slot = pl.DataFrame([{"locale": "en-US", "utterance": f"call n{n}", "intent": f"i{n}"} | TEXT for n in range(60)])
     assert turning(slot).is_empty(), "what fills an open place is a value"
-    untaught = pl.concat([few.with_columns(served=0.3), few.with_columns(known=pl.lit(0, pl.Int64)), few.with_columns(intent=pl.lit(None, pl.String))])
+    untaught = pl.concat(
+        [few.with_columns(served=0.3), few.with_columns(known=pl.lit(0, pl.Int64)), few.with_columns(intent=pl.lit(None, pl.String))]
+    )
     assert serving(untaught).is_empty() and turning(serving(untaught)).is_empty()
 
 
