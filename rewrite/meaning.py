@@ -27,7 +27,8 @@ SURE: Final = 0.05
 SPACED: Final = 0.5
 """A locale in which half of the texts have a space writes words apart."""
 
-_PLACE: Final = ["locale", "left", "right"]
+_PLACE: Final = ["locale", "place"]
+"""A place is a hash of what stands left and right of a word."""
 
 
 def kept(rewrites: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
@@ -55,9 +56,9 @@ def turning(texts: pl.DataFrame) -> pl.DataFrame:
     spaced = texts.group_by("locale").agg(spaced=pl.col("utterance").str.contains(" ", literal=True).mean() >= SPACED)
     texts = texts.select("locale", "utterance", "intent").join(spaced, on="locale")
     filled = pl.concat([_words(texts.filter("spaced")), _spans(texts.filter(~pl.col("spaced")))])
-    rest = pl.concat_str("left", pl.when("spaced").then(pl.lit(" ")).otherwise(pl.lit("")), "right").str.strip_chars(" ")
-    left_out = filled.select(*_PLACE, "spaced", utterance=rest).unique().join(texts.drop("spaced"), on=["locale", "utterance"])
-    filled = pl.concat([filled, left_out.select(*_PLACE, "spaced", "intent", word=pl.lit(""))])
+    rests = texts.select("locale", "intent", rest=pl.col("utterance").hash())
+    left_out = filled.select(*_PLACE, "spaced", "rest").unique().join(rests, on=["locale", "rest"])
+    filled = pl.concat([filled.drop("rest"), left_out.select(*_PLACE, pl.lit("").alias("word"), "spaced", "intent")])
     filled = filled.filter(pl.len().over(_PLACE).is_between(2, OPEN))
     twins = filled.join(filled.drop("spaced"), on=_PLACE, suffix="_b").filter(pl.col("word") < pl.col("word_b"))
     ends = [pl.col("word").str.slice(at, 1) == pl.col("word_b").str.slice(at, 1) for at in (0, -1)]
@@ -74,11 +75,11 @@ def turning(texts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _words(texts: pl.DataFrame) -> pl.DataFrame:
-    """One row per word of texts with spaces: the place (what stands left and right of it) and the word."""
+    """One row per word of texts with spaces: the place (what stands left and right of it), the rest of the text, the word."""
     long = texts.with_columns(w=pl.col("utterance").str.split(" ")).with_columns(n=pl.col("w").list.len())
     long = long.filter(pl.col("n").is_between(2, MAX_WORDS)).with_columns(i=pl.int_ranges(pl.col("n"))).explode("i")
-    sides = {"left": pl.col("w").list.head("i"), "right": pl.col("w").list.slice(pl.col("i") + 1)}
-    return long.select("locale", *(s.list.join(" ").alias(n) for n, s in sides.items()), "spaced", "intent", word=pl.col("w").list.get("i"))
+    left, right = pl.col("w").list.head("i"), pl.col("w").list.slice(pl.col("i") + 1)
+    return _filled(long, left.list.join(" "), right.list.join(" "), left.list.concat(right).list.join(" "), pl.col("w").list.get("i"))
 
 
 def _spans(texts: pl.DataFrame) -> pl.DataFrame:
@@ -88,7 +89,13 @@ def _spans(texts: pl.DataFrame) -> pl.DataFrame:
     long = long.with_columns(i=pl.int_ranges(pl.col("n")), of=pl.lit(list(range(1, SPAN + 1)))).explode("i").explode("of")
     long = long.filter(pl.col("i") + pl.col("of") <= pl.col("n"), pl.col("of") < pl.col("n"))
     left, right = u.str.slice(0, pl.col("i")), u.str.slice(pl.col("i") + pl.col("of"))
-    return long.select("locale", left.alias("left"), right.alias("right"), "spaced", "intent", word=u.str.slice(pl.col("i"), pl.col("of")))
+    return _filled(long, left, right, pl.concat_str(left, right), u.str.slice(pl.col("i"), pl.col("of")))
+
+
+def _filled(long: pl.DataFrame, left: pl.Expr, right: pl.Expr, rest: pl.Expr, word: pl.Expr) -> pl.DataFrame:
+    return long.select(
+        "locale", place=pl.struct(left.alias("l"), right.alias("r")).hash(), rest=rest.hash(), word=word, spaced="spaced", intent="intent"
+    )
 
 
 def turned(rewrites: pl.DataFrame, words: pl.DataFrame) -> pl.Series:
