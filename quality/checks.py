@@ -81,16 +81,19 @@ def _greatest(counts: pl.Series) -> int:
 
 
 def slot_values(rows: pl.DataFrame) -> pl.DataFrame:
-    """One row per slot value (column `value`) of the canonical JSON in `slots`; JSON that is not canonical is one value."""
+    """One row per slot (columns `name`, `value`) of the canonical JSON in `slots`; JSON that is not canonical is one value of no name."""
     distinct = rows.select("slots").unique().drop_nulls()
-    parsed = [_values(s) for s in distinct["slots"]]
-    table = distinct.with_columns(value=pl.Series(parsed, dtype=pl.List(pl.String))).explode("value").filter(pl.col("value") != "")
+    pair = pl.Struct({"name": pl.String, "value": pl.String})
+    table = distinct.with_columns(one=pl.Series([_values(s) for s in distinct["slots"]], dtype=pl.List(pair))).explode("one")
+    table = table.drop_nulls("one").unnest("one").filter(pl.col("value") != "")
     return rows.join(table, on="slots", how="inner")
 
 
-def _values(slots: str) -> list[str]:
+def _values(slots: str) -> list[dict[str, str]]:
     parsed = slots_object(slots)
-    return [slots] if parsed is None else [v if isinstance(v, str) else json.dumps(v) for v in parsed.values()]
+    if parsed is None:
+        return [{"name": "", "value": slots}]
+    return [{"name": n, "value": v if isinstance(v, str) else json.dumps(v)} for n, v in parsed.items()]
 
 
 def table_checks(tables: Tables, *, k: int) -> pl.DataFrame:

@@ -214,13 +214,20 @@ def _digits(text: str) -> list[str]:
 
 
 def _entities(rewrites: pl.DataFrame, labels: pl.DataFrame) -> Measure:
-    """Rewrites that lose a value that the source's own label names and the source says: neither in the target nor in its slots."""
+    """Rewrites that lose a value that the source's label names and the source says: neither in the target nor in its slots.
+
+    A source that was never read rightly (its label is another text's) has the words that stand where the target's value does:
+    "best stop" for "rest stop" is misheard, not lost. There, only a value of a name that the target does not have is lost.
+    """
     key = ["locale", "utterance"]
-    of = labels.filter(pl.col("slots").is_not_null()).select(*key, "slots")
+    of = labels.filter(pl.col("slots").is_not_null()).select(*key, "slots", "origin")
     rows = rewrites.with_row_index("row").select("row", "locale", "source", "target")
     rows = rows.join(of.rename({"utterance": "source"}), on=["locale", "source"])
-    rows = rows.join(of.rename({"utterance": "target", "slots": "theirs"}), on=["locale", "target"], how="left")
+    theirs = of.select("locale", target="utterance", theirs="slots")
+    rows = rows.join(theirs, on=["locale", "target"], how="left")
     values = slot_values(rows).filter(pl.col("source").str.contains(pl.col("value"), literal=True))
     there = pl.concat_str("target", pl.lit("\n"), pl.col("theirs").fill_null("")).str.contains(pl.col("value"), literal=True)
-    lost = values.filter(~there)["row"].n_unique()
+    named = slot_values(rows.select(slots="theirs").unique()).select(theirs="slots", name="name").unique()
+    values = values.filter(~there).join(named.with_columns(named=pl.lit(True)), on=["theirs", "name"], how="left")
+    lost = values.filter((pl.col("origin") == "own") | pl.col("named").is_null())["row"].n_unique()
     return share("rewrites", "entities_kept", "target", rows.height, lost)

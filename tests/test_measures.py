@@ -72,6 +72,13 @@ def test_guards_of_numbers_and_entities() -> None:
     named = pl.DataFrame([label(f"play band{i} loud", "play", slots=f'{{"artist":"band{i}"}}', split="train") for i in range(25)])
     found = measures(tables(rewrites=pl.DataFrame(rows), labels=named), None, {})
     assert value(found, "entities_kept").failed == 24  # all but band1
+    misheard = named.with_columns(origin=pl.lit("projected"))
+    target = [label("play band1 now", "play", slots='{"artist":"band1"}', split="train")]
+    found = measures(tables(rewrites=pl.DataFrame(rows), labels=pl.concat([misheard, pl.DataFrame(target)])), None, {})
+    assert value(found, "entities_kept").failed == 0, "what stands in the place of the target's value was misheard"
+    target = [label("play band1 now", "play", slots='{"song":"now"}', split="train")]
+    found = measures(tables(rewrites=pl.DataFrame(rows), labels=pl.concat([misheard, pl.DataFrame(target)])), None, {})
+    assert value(found, "entities_kept").failed == 24, "the target has nothing in its place"
     assert value(measures(tables(), None, {}), "entities_kept").value == 0
 
 
