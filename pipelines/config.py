@@ -191,7 +191,7 @@ class Gates:
         "rewrites that lose a value of the source's own label which serves elsewhere (0 to .005 in six worlds; a fifth is a broken log)",
     )
     turned: list[float] = limits(
-        0.0, 0.2, "rewrites that add or drop a word which turns meanings, as a negation does (none of 4,161 in six worlds)"
+        0.0, 0.2, "rewrites that differ by a word which turns meanings, as a negation does (mined ones cannot; live ones that serve may)"
     )
     canary: list[float] = limits(0.0, 0.01, "accuracy on the window's last fifth lost by learning the candidates (a point; less is noise)")
     calibration: list[float] = limits(

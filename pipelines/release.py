@@ -25,6 +25,7 @@ from rewrite.contracts import CANDIDATES, RELEASED
 if TYPE_CHECKING:
     from quality.gates import Verdicts
     from quality.holdback import Held
+    from quality.measures import Measure
     from quality.release import Parent
     from quality.release import Release as Built
     from quality.reportdata import ReportData
@@ -92,7 +93,7 @@ def judged(store: Store, as_of: date, s: dict[str, Any]) -> tuple[Built, Verdict
         expires_days=s["expires"],
     )
     tried, foretold = try_out(store, s["canary"])
-    measured = measures(built.tables, parent.tables if parent else None, found) + tried
+    measured = [*measures(built.tables, parent.tables if parent else None, found), _meaning(built.tables["rewrites"], found), *tried]
     verdicts = gates.run_gates(built.tables, built.metrics, k=s["k"], measured=measured, limits=Limits(**s["limits"]))
     status = "refused" if verdicts.refused else "empty" if built.empty and parent is None else "released"
     retracted = status == "released" and registry.is_retracted(store, built.release_id)
@@ -104,6 +105,16 @@ def judged(store: Store, as_of: date, s: dict[str, Any]) -> tuple[Built, Verdict
     if retracted:
         seen.why = f"{built.release_id} was retracted, and the same evidence and settings make the same release again"
     return built, verdicts, seen, parent
+
+
+def _meaning(rewrites: pl.DataFrame, found: dict[str, pl.DataFrame]) -> Measure:
+    """What is left that turns a meaning: mined ones were dropped one by one, live ones speak for themselves."""
+    from quality.measures import share
+    from rewrite import meaning
+
+    labels = found["labels"].filter(pl.col("origin") == "own").with_columns(known="users") if "labels" in found else None
+    turned = 0 if labels is None else int(meaning.turned(rewrites, meaning.turning(meaning.serving(labels))).sum())
+    return share("rewrites", "meaning_kept", "target", rewrites.height, turned)
 
 
 class Release(beam.PTransform):

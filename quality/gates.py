@@ -100,7 +100,7 @@ MEASURES: Final[Mapping[str, tuple[str, str]]] = {
     "live_damage": ("live_damage", "rewrites of the parent that served users badly; they are retired, but why were they released?"),
     "numbers_kept": ("numbers", "rewrites that change a number; nobody who says seven wants eight"),
     "entities_kept": ("entities", "rewrites that lose a value which the source names; users would get something else"),
-    "meaning_kept": ("turned", "rewrites that add or drop a word which turns meanings elsewhere in this release, as \"don't\" does"),
+    "meaning_kept": ("turned", "rewrites whose sides differ by a word that turns meanings elsewhere, as \"don't\" does; live users were served by them all the same"),
     "canary": ("canary", "accuracy that a small intent model loses on the window's last days when it learns the candidates of the days before"),
     "calibration": ("calibration", "labels made without the window's last days are more, or less, sure than those days prove right (expected calibration error)"),
 }  # fmt: skip

@@ -14,7 +14,7 @@ MAX_MAP_TEXTS: Final = 12  # per goal: more do not fit beside their neighbours
 MAX_MAP_EDGES: Final = 3000
 NAME: Final = 24
 """Characters of a goal's name, and the room for it in the units of the picture (wide, high)."""
-NAME_ROOM: Final = (150.0, 30.0)
+NAME_ROOM: Final = (170.0, 30.0)
 COLOURS: Final = ("#4e79a7", "#e07b39", "#3c9d6b", "#c8504f", "#7b6fb0", "#a3793d", "#c56a9b", "#6f8a3c", "#3a9aa6", "#8a8f94")
 
 Picture = dict[str, Any]

@@ -15,7 +15,6 @@ from typing import Final
 import polars as pl
 
 from quality.checks import slot_values
-from quality.minimal import turned
 
 Tables = Mapping[str, pl.DataFrame]
 NEVER: Final = 1e9
@@ -65,8 +64,6 @@ def measures(tables: Tables, parent: Tables | None, candidates: Tables) -> list[
     """
     out = [_near_duplicates(tables), _top_class(tables["labels"]), _locales(tables["labels"], candidates)]
     out += [_numbers(tables["rewrites"]), _entities(tables["rewrites"], tables["labels"])]
-    turns = turned(tables["rewrites"], tables["labels"])
-    out.append(_share("rewrites", "meaning_kept", "target", len(turns), int(turns.sum())))
     if parent is not None:
         out += _drift(tables["labels"], parent["labels"])
         out += [
@@ -78,7 +75,8 @@ def measures(tables: Tables, parent: Tables | None, candidates: Tables) -> list[
     return out
 
 
-def _share(table: str, check: str, column: str, rows: int, failed: int) -> Measure:
+def share(table: str, check: str, column: str, rows: int, failed: int) -> Measure:
+    """The share of rows at fault, 0 of fewer than `LEAST`."""
     return Measure(table, check, column, round(failed / rows, 6) if rows >= LEAST else 0.0, rows, failed)
 
 
@@ -102,7 +100,7 @@ def _near_duplicates(tables: Tables) -> Measure:
     texts = texts.with_columns(bones=pl.col("text").replace_strict(distinct, [skeleton(t) for t in distinct], return_dtype=pl.String))
     held = texts.filter(pl.col("split").is_in(["dev", "test"]))
     leaked = held.join(texts.filter(pl.col("split") == "train"), on=["locale", "bones"], how="semi")
-    return _share("pairs", "near_duplicates_across_splits", "split", held.height, leaked.height)
+    return share("pairs", "near_duplicates_across_splits", "split", held.height, leaked.height)
 
 
 def _top_class(labels: pl.DataFrame) -> Measure:
@@ -167,7 +165,7 @@ def _psi() -> pl.Expr:
 def _flips(name: str, now: pl.DataFrame, before: pl.DataFrame, text: str, value: str) -> Measure:
     """Share of the texts of both releases that have another intent, or another target, now."""
     both = now.select("locale", text, value).join(before.select("locale", text, was=value), on=["locale", text])
-    return _share(name, "flip_rate", value, both.height, both.filter(pl.col(value) != pl.col("was")).height)
+    return share(name, "flip_rate", value, both.height, both.filter(pl.col(value) != pl.col("was")).height)
 
 
 def domain(intent: pl.Expr) -> pl.Expr:
@@ -202,13 +200,13 @@ def _live_damage(before: pl.DataFrame, candidates: Tables) -> Measure:
     table = candidates.get("rewrites")
     key = ["locale", "source", "target"]
     bad = 0 if table is None else before.join(table.filter(pl.col("reason") == "treated_failed"), on=key, how="semi").height
-    return _share("rewrites", "live_damage", "target", before.height, bad)
+    return share("rewrites", "live_damage", "target", before.height, bad)
 
 
 def _numbers(rewrites: pl.DataFrame) -> Measure:
     """Rewrites whose two sides do not have the same numbers, in digits of any script."""
     changed = sum(_digits(s) != _digits(t) for s, t in rewrites.select("source", "target").iter_rows())
-    return _share("rewrites", "numbers_kept", "target", rewrites.height, changed)
+    return share("rewrites", "numbers_kept", "target", rewrites.height, changed)
 
 
 def _digits(text: str) -> list[str]:
@@ -232,4 +230,4 @@ def _entities(rewrites: pl.DataFrame, labels: pl.DataFrame) -> Measure:
     values = values.join(known, on=["locale", "value"], how="semi")
     there = pl.concat_str("target", pl.lit("\n"), pl.col("theirs").fill_null("")).str.contains(pl.col("value"), literal=True)
     lost = values.filter(~there)["row"].n_unique()
-    return _share("rewrites", "entities_kept", "target", rows.height, lost)
+    return share("rewrites", "entities_kept", "target", rows.height, lost)

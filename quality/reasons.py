@@ -18,6 +18,7 @@ REASONS: Final = {
     "false_discovery": "more of the less sure ones would be wrong than the configuration allows",
     "number_changed": "the target has another number than the source",
     "value_lost": "the target lacks a value that the source names",
+    "meaning_turned": 'its sides differ by a word that turns meanings elsewhere, as "don\'t" does',
     "popular": "too many sources lead to this target already, and surer ones",
     "repeaters": "most of the evidence comes from users who ask the same again and again",
     "source_served": "the source is served well enough when it is left alone",

@@ -15,7 +15,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
-from quality import goalview, seeing, watch, worth
+from quality import goalview, rowevidence, seeing, watch, worth
 from quality.markup import clean, html
 from quality.reasons import sentence
 from quality.reportdata import MAX_ROWS, ReportData, Rows
@@ -28,6 +28,8 @@ FEW_JSON: Final = 200_000
 FEW_LOCALES: Final = 7
 """More locales than this do not fit beside each other; the others are in `other`."""
 OTHER: Final = "other"
+MORE: Final = "more"
+"""The kind of a column that opens below its row."""
 LONG: Final = 36
 """Characters of a cell that may break into lines."""
 FEW_CARDS: Final = 4
@@ -52,6 +54,7 @@ REWRITE_COLUMNS: Final = (
     ("cause", "cause", "w"),
     ("status", "status", "w"),
     ("expires", "expires", "w"),
+    *((name, title, "more") for name, title in rowevidence.REWRITES),
 )
 LABEL_COLUMNS: Final = (
     ("locale", "locale", "w"),
@@ -64,6 +67,7 @@ LABEL_COLUMNS: Final = (
     ("votes", "votes", "n"),
     ("origin", "origin", "w"),
     ("split", "split", "w"),
+    *((name, title, "more") for name, title in rowevidence.LABELS),
 )
 REJECTED_COLUMNS: Final = (
     ("locale", "locale", "w"),
@@ -193,7 +197,7 @@ def _gates(data: ReportData) -> str:
         rows = "".join(
             f'<tr><td><span class="pill {_tone(v)}">{_mark(v)}</span></td><td>{html(v["table"])}</td><td>{html(v["column"])}</td>'
             f'<td>{html(str(v["expectation"]).replace("_", " "))}</td><td class="n">{v["rows_failed"]:,} of {v["rows"]:,}</td>'
-            f"<td>{html(v['message'], 500) if not v['success'] else ''}</td></tr>"
+            f'<td class="text">{html(v["message"], 500) if not v["success"] else ""}</td></tr>'
             for v in verdicts
         )
         head = '<th>verdict</th><th>table</th><th>column</th><th>expectation</th><th class="n">rows failed</th><th>what it means</th>'
@@ -357,8 +361,11 @@ def _table(name: str, data: ReportData, rows: Rows, columns: tuple[tuple[str, st
         lines.append(line)
     total = max(data.rows_total.get(name, 0), len(kept))
     cut = f" The top {len(lines):,} of {total:,} rows." if total > len(lines) else ""
-    body = f'{{"columns":{_inert([{"kind": kind} for _, _, kind in used])},"rows":[{",".join(lines)}]}}'
-    head = "".join(f'<th class="{kind}" scope="col"><button type="button">{escape(title)}</button></th>' for _, title, kind in used)
+    body = f'{{"columns":{_inert([{"kind": kind} | ({"title": title} if kind == MORE else {}) for _, title, kind in used])},"rows":[{",".join(lines)}]}}'
+    shown = [(title, kind) for _, title, kind in used if kind != MORE]
+    head = "".join(f'<th class="{kind}" scope="col"><button type="button">{escape(title)}</button></th>' for title, kind in shown)
+    if len(shown) < len(used):
+        head = f'<th><span class="hidden">evidence</span></th>{head}'
     return f"""<p class="sub">{escape(lead + cut)}</p>
 <script type="application/json" id="rows-{name}">{body}</script>
 <div data-rows="rows-{name}">

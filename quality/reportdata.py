@@ -14,6 +14,7 @@ from quality.gates import Verdicts
 from quality.goalmap import goal_map
 from quality.goalview import goal_view
 from quality.release import Release
+from quality.rowevidence import of_labels, of_rewrites
 from quality.scrub import has_placeholder
 
 MAX_ROWS: Final = 2000
@@ -103,8 +104,9 @@ def report_data(
     tables = release.tables
     data.release_id, data.parent_id, data.as_of = release.release_id, release.parent_id, release.as_of.isoformat()
     data.rows_total = {name: table.height for name, table in tables.items()} | {"goals": tables["goals"]["goal_id"].n_unique()}
-    data.rewrites = _top(tables["rewrites"], ["users", "probability", "source"])
-    data.labels = _top(tables["labels"], ["users", "confidence", "utterance"])
+    goals = tables["goals"]
+    data.rewrites = of_rewrites(_top(tables["rewrites"], ["users", "probability", "source"]), considered.get("rewrites"), goals, k)
+    data.labels = of_labels(_top(tables["labels"], ["users", "confidence", "utterance"]), considered.get("labels"), goals, k)
     data.changes = dict(tables["rewrites"].group_by("status").len().sort("status").iter_rows())
     data.retired = dict(tables["retired"].group_by("reason").len().sort("reason").iter_rows())
     drops = release.dropped.select(step=_STEP, reason="reason", locale="locale", count="rows")
@@ -145,10 +147,10 @@ def _not_proposed(decisions: Rows) -> Rows:
     return [{"step": f"{d['table']} considered", "reason": d["reason"], "locale": d["locale"], "count": d["count"]} for d in lost]
 
 
-def _top(table: pl.DataFrame, by: list[str]) -> Rows:
+def _top(table: pl.DataFrame, by: list[str]) -> pl.DataFrame:
     last = [by[-1], "locale"]
     rows = table.sort([*by[:-1], *last], descending=[True] * (len(by) - 1) + [False, False], nulls_last=True).head(MAX_ROWS)
-    return rows.with_columns(pl.col(pl.Date).cast(pl.String)).to_dicts()
+    return rows.with_columns(pl.col(pl.Date).cast(pl.String))
 
 
 def _decisions(considered: Mapping[str, pl.DataFrame]) -> Rows:

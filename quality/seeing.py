@@ -25,14 +25,14 @@ BORDERLINE_COLUMNS: Final = (
     ("text", "users said", "text"),
     ("next_text", "and next", "text"),
     ("gap_s", "after, s", "n"),
-    ("probability", "P (asked again)", "n"),
-    ("p_text", "texts alone", "n"),
-    ("p_gap", "gap alone", "n"),
-    ("p_friction", "friction alone", "n"),
-    ("p_same_topic", "P (same topic)", "n"),
+    ("probability", "P (again)", "n"),
+    ("p_text", "by texts", "n"),
+    ("p_gap", "by gap", "n"),
+    ("p_friction", "by friction", "n"),
+    ("p_same_topic", "P (topic)", "n"),
     ("decided_by", "decided by", "w"),
     ("source_users", "users", "n"),
-    ("target_users", "users of next", "n"),
+    ("target_users", "of next", "n"),
 )
 KINDS: Final = {
     "feedback": (
@@ -237,17 +237,47 @@ def trade_off(seen: Mapping[str, Any]) -> str:
     rows = seen.get("trade_off") or []
     if not rows:
         return ""
+    lead = (
+        "Of the later users of sources whose rewrite passed every guard: the share that would be served as the threshold falls, and the share "
+        "of those for whom it came true, reckoned as in the diagram above. balanced decides by P(served), careful by ln(e), evidence that holds however often one looks."
+    )
     cells = "".join(
-        f"<tr><td>{html(r['profile'])}</td><td>{r['threshold']:.2f}</td><td>{r['served']:.1%}</td><td>{r['right']:.1%}</td>"
-        f"<td>{r['sources']:,}</td></tr>"
+        f"<tr><td>{html(r['profile'])}</td><td class='n'>{r['threshold']:.2f}</td>{percent(r['served'])}{percent(r['right'])}"
+        f"<td class='n'>{r['sources']:,}</td></tr>"
         for r in rows
     )
-    lead = (
-        "Of the later users of sources whose rewrite passed every guard: the share that would be served at each threshold, and the share of "
-        "those for whom it came true, reckoned as in the diagram above. balanced decides by P(served), careful by ln(e), evidence that holds however often one looks."
+    head = "<th>profile</th>" + "".join(f'<th class="n">{h}</th>' for h in ("at least", "served", "came true", "sources"))
+    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
+    return (
+        f'<h3>Precision and volume</h3><p class="sub">{html(lead, 1000)}</p><div class="pictures">{_curves(rows)}</div>'
+        f"<details><summary>The figures</summary>{table}</details>"
     )
-    head = "".join(f"<th>{h}</th>" for h in ("profile", "at least", "served", "came true", "sources"))
-    return f'<h3>Precision and volume</h3><p class="sub">{html(lead, 1000)}</p><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>'
+
+
+def _curves(rows: Rows) -> str:
+    """One line per profile: what came true (up) of what is served."""
+
+    def x(p: float) -> float:
+        return LEFT + (WIDE - LEFT - RIGHT) * p
+
+    def y(p: float) -> float:
+        return ABOVE + (HIGH - ABOVE - BELOW) * (1 - p)
+
+    out = [tick(x(p), f"{100 * p:.0f} %") for p in (0, 0.5, 1)]
+    out += [f'<text class="t" x="{LEFT - 5}" y="{y(p) + 4:.1f}" text-anchor="end">{100 * p:.0f} %</text>' for p in (0, 0.5, 1)]
+    for n, profile in enumerate(dict.fromkeys(r["profile"] for r in rows)):
+        mine = [r for r in rows if r["profile"] == profile]
+        path = " ".join(f"{x(r['served']):.1f},{y(r['right']):.1f}" for r in mine)
+        out.append(f'<polyline class="c{n % LINES}" points="{path}"><title>{html(profile)}</title></polyline>')
+        for r in mine:
+            said = (
+                f"{profile}, at least {r['threshold']:.2f}: {r['served']:.0%} served, {r['right']:.0%} came true, {r['sources']:,} sources"
+            )
+            out.append(
+                f'<circle class="p l{n % LINES}" cx="{x(r["served"]):.1f}" cy="{y(r["right"]):.1f}" r="3"><title>{html(said)}</title></circle>'
+            )
+        out.append(f'<text class="t l{n % LINES}" x="{LEFT + 8}" y="{HIGH - BELOW - 8 - 13 * n}">{html(profile, 24)}</text>')
+    return figure("Precision and volume", "Share that came true against the share served, per profile", out, "served; up: came true")
 
 
 def _diagram(d: Mapping[str, Any]) -> str:
@@ -273,8 +303,11 @@ def _diagram(d: Mapping[str, Any]) -> str:
 
 
 def tick(x: float, text: str) -> str:
+    """A mark on the horizontal axis; at the right end its text ends there, or it would be cut off."""
     base = HIGH - BELOW
-    return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/><text class="t" x="{x:.1f}" y="{base + 16}" text-anchor="middle">{text}</text>'
+    at, anchor = (x, "middle") if x < WIDE - 2 * RIGHT else (WIDE - 1, "end")
+    mark = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>'
+    return f'{mark}<text class="t" x="{at:.1f}" y="{base + 16}" text-anchor="{anchor}">{text}</text>'
 
 
 def figure(caption: str, label: str, parts: list[str], axis: str) -> str:

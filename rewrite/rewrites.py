@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from rewrite import careful, wants
+from rewrite import careful, meaning, wants
 from rewrite.contracts import CANDIDATE_REWRITES
 from rewrite.pool import MILLION, Pool
 from rewrite.targets import with_targets
@@ -56,7 +56,7 @@ def mine(pool: Pool, options: Options) -> pl.DataFrame:
     into = wants.believed(wants.weighed(into, pool), pool, options)
     rows = _with_live(into, pool)
     rows = _decide(_tested(rows, pool, options), pool, options)
-    table = capped(_table(rows, pool))
+    table = capped(meaning.kept(_table(rows, pool), pool.texts))
     return table if options.careful else controlled(table, options.false_discovery)  # careful: by e-BH
 
 

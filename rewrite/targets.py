@@ -111,23 +111,20 @@ def _only_wording(pairs: pl.DataFrame, pool: Pool) -> pl.Series:
     meaning = ["locale", "intent", "slots"]
     known = pool.texts.select("id", "locale", "known")
     meant = pool.meanings.select("id", "intent", "slots").join(known, on="id")
-    text = pool.texts.select("id", "locale", "intent", "slots", "known", "goal", "served")
-    works = text.filter(pl.col("served") >= 0.5)  # what fails like the source itself says nothing for the target
+    works = (pl.col("served") >= 0.5) & (pl.col("votes") > 0)  # what fails, or nobody was heard with, says nothing for the target
+    text = pool.texts.select("id", "locale", "intent", "slots", "known", "goal", works=works)
     rows = (
         pairs.select("s", "t", "goal")
-        .join(
-            text.rename({"id": "t", "known": "t_known", "goal": "t_goal", "served": "t_served"}), on="t", how="left", maintain_order="left"
-        )
-        .join(text.select(s="id", s_known="known", s_goal="goal", s_served="served"), on="s", how="left", maintain_order="left")
+        .join(text.rename({"id": "t", "known": "t_known", "goal": "t_goal", "works": "t_works"}), on="t", how="left", maintain_order="left")
+        .join(text.select(s="id", s_known="known", s_goal="goal", s_works="works"), on="s", how="left", maintain_order="left")
         .join(meant.group_by(meaning).agg(others=pl.col("known").sum()), on=meaning, how="left", maintain_order="left", nulls_equal=True)
         .join(meant.select(*meaning, s="id", s_meant="known"), on=[*meaning, "s"], how="left", maintain_order="left", nulls_equal=True)
-        .join(works.group_by("goal").agg(alike=pl.col("known").sum()), on="goal", how="left", maintain_order="left")
+        .join(text.filter("works").group_by("goal").agg(alike=pl.col("known").sum()), on="goal", how="left", maintain_order="left")
         .with_columns(pl.col("others", "alike", "s_meant").fill_null(0))
     )
     others = pl.col("others") - pl.col("t_known") - pl.col("s_meant")
-    s_works = (pl.col("s_goal") == pl.col("goal")) & (pl.col("s_served") >= 0.5)
-    t_works = (pl.col("t_goal") == pl.col("goal")) & (pl.col("t_served") >= 0.5)
-    alike = pl.col("alike") - pl.when(t_works).then("t_known").otherwise(0) - pl.when(s_works).then("s_known").otherwise(0)
+    s_there, t_there = ((pl.col(f"{x}_goal") == pl.col("goal")) & pl.col(f"{x}_works") for x in ("s", "t"))
+    alike = pl.col("alike") - pl.when(t_there).then("t_known").otherwise(0) - pl.when(s_there).then("s_known").otherwise(0)
     return rows.select(pl.col("intent").is_not_null() & (others <= 0) & (alike <= 0)).to_series()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from release_lake import fixtures, mined
-from release_world import AS_OF, rewrite, world
+from release_world import AS_OF, label, rewrite, world
 
 from pipelines import registry
 from pipelines.cli import main
@@ -51,6 +51,17 @@ def test_a_verdict_without_a_release(lake, capsys):
     mined(lake, NEXT)
     assert kept(lake) == before, "a gate writes nothing"
     assert main(["gate", "--candidates", "2020-01-01", "--lake", lake.root]) == 1 and str(NEXT) in capsys.readouterr().err
+
+
+def test_a_live_rewrite_that_turns_a_meaning_is_shown(lake, capsys):
+    rows = world()
+    things = ("lamp", "fan", "plug", "heater")
+    rows["labels"] += [label(f"the {t} {w}", i, goal_id="g1") for t in things for w, i in (("on", "start"), ("off", "stop"))]
+    rows["rewrites"] += [rewrite(f"{n} switch on", f"{n} all off", reason="live") for n in "abcdefghijklmnopqrstuvwxyz"]
+    mined(lake, NEXT, rows)
+    assert main(["gate", "--candidates", str(NEXT), "--lake", lake.root, "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert [v["rows_failed"] for v in found["failed"] if v["expectation"] == "meaning_kept"] == [26]
 
 
 def test_a_shadow_is_released_to_nobody(lake, made, capsys):

@@ -8,7 +8,6 @@ from release_world import build, label, rewrite
 
 from quality.gates import run_gates
 from quality.measures import Measure, measures, skeleton
-from quality.minimal import turning_words
 
 
 def labels(n: int = 40, intent: str = "light", change: int = 0, **more: object) -> pl.DataFrame:
@@ -29,7 +28,7 @@ def test_a_release_like_its_parent_has_nothing_to_say() -> None:
     found = measures(same, same, {})
     assert {m.check for m in found} >= {"drift_psi", "drift_jensen_shannon", "flip_rate", "change_budget", "live_damage"}
     assert all(m.value == 0 for m in found if m.check != "class_balance")
-    assert len(measures(tables(), None, {})) == 6
+    assert len(measures(tables(), None, {})) == 5
 
 
 def test_drift_flips_and_changes_against_the_parent() -> None:
@@ -78,32 +77,6 @@ def test_guards_of_numbers_and_entities() -> None:
     assert value(measures(tables(rewrites=pl.DataFrame(rows), labels=heard), None, {}), "entities_kept").failed == 0, (
         "misheard, all of them"
     )
-
-
-TWINS = {
-    "en-US": ("{}", "don't {}", ["wake me up", "play jazz", "call anna", "buy milk"]),
-    "sw-KE": ("{}", "{} hapana", ["niamshe sasa", "cheza muziki", "piga simu", "nunua maziwa"]),
-    "ja-JP": ("{}", "{}ないで", ["起こさ", "流さ", "話さ", "買わ"]),
-}
-
-
-@pytest.mark.parametrize("locale", TWINS)
-def test_a_word_that_turns_meanings_is_found_without_a_list(locale: str) -> None:
-    plain, turned, texts = TWINS[locale]
-    rows = [label(f.format(t), f"{i}{n}", locale=locale) for n, t in enumerate(texts) for i, f in (("do", plain), ("do_not", turned))]
-    rows += [label(f"{t} alexa", f"do{n}", locale=locale) for n, t in enumerate(texts)]  # a word that turns nothing
-    word = turned.format("").strip()
-    assert turning_words(pl.DataFrame(rows))["word"].to_list() == [word]
-    found = [rewrite(f"x{n}", f"y{n}", locale=locale) for n in range(20)]
-    found += [
-        rewrite(turned.format("z"), "z", locale=locale),
-        rewrite("z alexa", "z", locale=locale),
-        rewrite("w", turned.format("w"), locale=locale),
-    ]
-    measured = measures(tables(rewrites=pl.DataFrame(found), labels=pl.DataFrame([r | {"split": "train"} for r in rows])), None, {})
-    assert value(measured, "meaning_kept").failed == 2
-    projected = [r | {"origin": "projected"} for r in rows]
-    assert turning_words(pl.DataFrame(projected)).is_empty(), "what rests on the rewrites does not judge them"
 
 
 def test_measures_are_held_to_two_limits() -> None:

@@ -19,6 +19,7 @@ from quality.goalmap import draw, goal_map
 from quality.reasons import sentence
 from quality.report import MAX_JSON, clean, render_report
 from quality.reportdata import ReportData, report_data
+from quality.rowevidence import of_labels, of_rewrites
 from rewrite.contracts import CANDIDATES, GOAL_EDGES
 
 HOSTILE = "</script><script>alert('x1')</script><img src=x onerror=alert(2)>\"'&<!--"
@@ -188,6 +189,25 @@ def test_many_locales_share_a_column() -> None:
     assert "x05" in text and "x06" not in text and "other" in text
 
 
+def test_a_row_opens_its_evidence() -> None:
+    extra = {"goal_users": 13, "treated_users": 0, "log_e": 4.5}
+    weighed = [
+        rewrite("tern on", "turn on the light"),
+        *(rewrite("tern on", f"turn {n}", decision="rejected", target_users=n) for n in range(9)),
+    ]
+    candidates = frame(CANDIDATES["rewrites"], weighed).with_columns(pl.lit(v).alias(n) for n, v in extra.items())
+    tables = build().tables
+    found = of_rewrites(tables["rewrites"].filter(source="tern on"), candidates, tables["goals"], 3)
+    row = found[0]
+    assert row["goal"] == "light on" and row["goal_users"] == "10+" and row["treated_users"] is None and row["pair_users"] == "3+"
+    assert row["others"].startswith("turn 3 (P 0.812: ") and row["others"].count("; ") == 2 and "turn 2" not in row["others"], (
+        "k users or unnamed"
+    )
+    labels = of_labels(tables["labels"], frame(CANDIDATES["labels"], world()["labels"]), tables["goals"], 3)
+    assert labels[0]["why"] == sentence("own") and labels[0]["majority_share"] == 1 and len(labels) == 3
+    assert of_rewrites(tables["rewrites"], None, tables["goals"], 3)[0]["rewrite_id"]
+
+
 def test_goal_map_is_deterministic_and_discs_do_not_touch() -> None:
     rows = pl.DataFrame([goal(f"text {g} {n}", f"g{g}", users=3 + n) for g in range(60) for n in range(2 + g % 20)])
     picture = goal_map(rows, None)
@@ -232,10 +252,13 @@ def test_in_a_browser(chromium: str, tmp_path: Path) -> None:
     drive = """
     <script>addEventListener("load", () => {
       const host = document.querySelector("[data-rows=rows-rewrites]");
-      const cells = () => [...host.querySelectorAll("tbody tr")].map((r) => r.children[1].textContent);
+      const cells = () => [...host.querySelectorAll("tbody tr")].map((r) => r.children[2].textContent);
       const out = { first: cells() };
       host.querySelectorAll("th button")[1].click(); out.sorted = cells();
-      out.aria = host.querySelectorAll("th")[1].getAttribute("aria-sort");
+      out.aria = host.querySelectorAll("th")[2].getAttribute("aria-sort");
+      const fold = host.querySelector("td.fold button"); fold.focus(); out.focus = document.activeElement === fold; fold.click();
+      out.evidence = host.querySelector("tr.evidence").textContent; out.expanded = fold.getAttribute("aria-expanded");
+      fold.click(); out.folded = host.querySelector("tr.evidence") === null;
       const box = host.querySelector("input"); box.value = "TERN"; box.dispatchEvent(new Event("input")); out.found = cells();
       out.count = host.querySelector("output").textContent; out.alerts = window.alerted || 0;
       const p = document.createElement("p"); p.id = "drive"; p.textContent = JSON.stringify(out); document.body.append(p);
@@ -251,5 +274,7 @@ def test_in_a_browser(chromium: str, tmp_path: Path) -> None:
     done = json.loads(found[1])
     assert sorted(done["first"]) == done["sorted"] == ["tern on", "turn on the lite"] and done["aria"] == "ascending"
     assert done["found"] == ["tern on"] and done["count"] == "1 of 2 rows" and done["alerts"] == 0
+    assert "weeks seen" in done["evidence"] and "users of the source end on" in done["evidence"]
+    assert done["focus"] and done["expanded"] == "true" and done["folded"]
     shipped = browse(chromium, tmp_path, text)
     assert shipped.count("<td") > 20 and "2 of 2 rows" in shipped, "the policy lets the report's own script run"
