@@ -16,7 +16,7 @@ from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import contracts
 
-VERSION = 6
+VERSION = 7
 READS = {"turns": contracts.TURNS.names}
 WRITES = {"rephrases": contracts.REPHRASES.names, "outcomes": contracts.OUTCOMES.names, "votes": contracts.VOTES.names}
 SCHEMAS = {"rephrases": contracts.REPHRASES, "outcomes": contracts.OUTCOMES, "votes": contracts.VOTES}
