@@ -62,7 +62,8 @@ def adapt(pairs: pl.DataFrame, goals: pl.DataFrame, options: AdaptOptions, relea
         )
 
     def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-        return tqdm(items, total=total, desc=what, unit="batch", disable=options.json or not sys.stderr.isatty())
+        # the estimate belongs in a file as well, without a line per batch
+        return tqdm(items, total=total, desc=what, unit="batch", disable=options.json, mininterval=0.1 if sys.stderr.isatty() else 60)
 
     def judge(name: str, model: Any) -> dict[str, Any]:
         encoder = SentenceEncoder(model, name, identity=name)
@@ -78,11 +79,12 @@ def adapt(pairs: pl.DataFrame, goals: pl.DataFrame, options: AdaptOptions, relea
     )
     known_texts = known["utterance"].unique(maintain_order=True).to_list() or train["anchor"].unique().sort().to_list()
     before = judge("as it was", model)
-    losses = adaptation.fine_tune(model, train, options.epochs, options.seed, RATE, progress)
+    losses = adaptation.fine_tune(model, train, options.epochs, options.seed, RATE, progress, options.max_pairs)
     tuned = judge("encoder", model)
     tuned["better"] = better(before, tuned)
     teacher = model if tuned["better"] else load_trainable(options.model, options.device)
-    small = adaptation.distil(known_texts, SentenceEncoder(teacher, "teacher", identity="teacher").encode(known_texts))
+    says = SentenceEncoder(teacher, "teacher", identity="teacher").encode
+    small = adaptation.distil(known_texts, says(known_texts), says)
     adaptation.fine_tune(small, train, SMALL_EPOCHS, options.seed, SMALL_RATE, progress)
     distilled = judge("small", small)
     distilled["better"] = better(before, distilled)

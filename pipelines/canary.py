@@ -39,6 +39,7 @@ def settings(context: Context, as_of: date) -> dict[str, Any] | None:
         "k": c.privacy.k,
         "burst": c.privacy.burst,
         "scarce": c.privacy.scarce,
+        "false_discovery": c.evidence.false_discovery,
     }
 
 
@@ -58,7 +59,7 @@ def try_out(store: Store, s: dict[str, Any] | None) -> tuple[list[Measure], dict
         late = [v for n, v in enumerate(buckets) if n % LAST == 0][: len(buckets) - len(early)]
     believed = trust.learn((trust.sketch(v) for v in early), s["rules"])
     merged = evidence.merge_evidence([evidence.bucket_evidence(v, believed) for v in early])
-    options = evidence.Options(k=s["k"], burst=s["burst"], scarce=s["scarce"])
+    options = evidence.Options(k=s["k"], burst=s["burst"], scarce=s["scarce"], false_discovery=s["false_discovery"])
     known = pool.build(merged, pl.DataFrame(GOALS.empty_table()), options)
     later = evidence.later_trials(late, trust.learn((trust.sketch(v) for v in late), s["rules"]))
     cases = foresight.cases(rewrites.mine(known, options), merged["trials"], later, known)

@@ -125,11 +125,11 @@ class Evidence:
     evidence_days: int = key(400, "votes older than this are gone from evidence too", unit="days", low=1, high=36_500)
     profile: str = key(
         "balanced",
-        "balanced: a rewrite needs a posterior; careful: evidence over evidence_days that holds however often one looks (about half as many)",
+        "balanced: a rewrite must be more likely right than not; careful: evidence over evidence_days that holds however often one looks (about half as many)",
         choices=("balanced", "careful"),
     )
     false_discovery: float = key(
-        0.1, "careful: the share of its rewrites that may be no better than leaving the source alone", unit="share", low=1e-6, high=0.5
+        0.1, "the share of a locale's rewrites that may be expected to be wrong; with careful at any look", unit="share", low=1e-6, high=0.5
     )
     grace: int = key(
         14,

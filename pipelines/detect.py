@@ -17,7 +17,7 @@ from pipelines.store import Manifest, Store
 from rewrite import contracts
 from rewrite.turns import bucket_expr
 
-VERSION = 6
+VERSION = 7
 READS = {"turns": contracts.TURNS.names}
 WRITES = {"rephrases": contracts.REPHRASES.names, "outcomes": contracts.OUTCOMES.names, "votes": contracts.VOTES.names}
 SCHEMAS = {"rephrases": contracts.REPHRASES, "outcomes": contracts.OUTCOMES, "votes": contracts.VOTES}

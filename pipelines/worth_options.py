@@ -54,6 +54,7 @@ class AdaptOptions(LakeOptions):
     out: str = opt("adapted", "folder for the models (safetensors)", metavar="DIR")
     model: str = opt("bundled:multilingual-e5-small", "bundled:..., a folder, or a hub name", metavar="MODEL")
     epochs: int = opt(1, "times over the pairs", kind=int, metavar="N")
+    max_pairs: int = opt(10_000, "at most so many in an epoch, drawn by weight (ten minutes on two cores); 0: all", kind=int, metavar="N")
     seed: int = opt(0, "of the order of the pairs", kind=int, metavar="N")
     device: str = opt("auto", "auto takes CUDA, then MPS, then the CPU", choices=("auto", "cpu", "cuda", "mps"))
 
@@ -61,3 +62,5 @@ class AdaptOptions(LakeOptions):
         super().validate()
         if self.epochs < 1:
             raise UsageError(f"--epochs {self.epochs}: should be 1 or more")
+        if self.max_pairs < 0:
+            raise UsageError(f"--max-pairs {self.max_pairs}: should be a number of pairs, or 0 for all of them")

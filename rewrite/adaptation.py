@@ -29,10 +29,12 @@ def _plain(items: Iterable[Any], _total: int, _what: str) -> Iterable[Any]:
     return items
 
 
-def fine_tune(model: Any, pairs: pl.DataFrame, epochs: int, seed: int, rate: float, progress: Progress = _plain) -> list[float]:
+def fine_tune(
+    model: Any, pairs: pl.DataFrame, epochs: int, seed: int, rate: float, progress: Progress = _plain, most: int = 0
+) -> list[float]:
     """Train a SentenceTransformer in place on `anchor, positive, negative, weight, goal_id`, drawn by their weight.
 
-    Rows with and without a negative go in batches of their own. Returns the mean loss of each epoch; none when there is
+    An epoch draws as many rows as there are, at most `most` (0: no limit). Rows with and without a negative go in batches of their own. Returns the mean loss of each epoch; none when there is
     nothing to learn. The same pairs in the same order and seed give the same model on one machine.
     """
     import torch
@@ -48,7 +50,7 @@ def fine_tune(model: Any, pairs: pl.DataFrame, epochs: int, seed: int, rate: flo
     model.train()
     losses = []
     for epoch in range(epochs):
-        batches, total = _batches(pairs, rng), 0.0
+        batches, total = _batches(pairs, rng, most), 0.0
         for batch in progress(batches, len(batches), f"epoch {epoch + 1}"):
             columns = [c for c in ("anchor", "positive", "negative") if batch[c].null_count() == 0]
             prompt = getattr(model, "prompts", {}).get(getattr(model, "default_prompt_name", None) or "", "")
@@ -64,24 +66,24 @@ def fine_tune(model: Any, pairs: pl.DataFrame, epochs: int, seed: int, rate: flo
     return losses
 
 
-def _batches(pairs: pl.DataFrame, rng: np.random.Generator) -> list[pl.DataFrame]:
-    """A draw of as many rows as there are, by weight; no goal twice in a batch, as its texts would be each other's negatives."""
-    out = []
+def _batches(pairs: pl.DataFrame, rng: np.random.Generator, most: int) -> list[pl.DataFrame]:
+    """A draw of an epoch's rows, by weight; no goal twice in a batch, as its texts would be each other's negatives."""
+    out, share = [], min(1.0, most / pairs.height) if most else 1.0
     for part in (pairs.filter(pl.col("negative").is_not_null()), pairs.filter(pl.col("negative").is_null())):
         if part.is_empty():
             continue
         weight = part["weight"].fill_null(0.0).to_numpy() + 1e-9
-        drawn = part[rng.choice(part.height, part.height, p=weight / weight.sum())]
+        drawn = part[rng.choice(part.height, max(round(part.height * share), 2), p=weight / weight.sum())]
         turn = drawn.with_columns(turn=pl.int_range(pl.len()).over("goal_id")).sort("turn", maintain_order=True)
         for (_,), same in turn.partition_by("turn", as_dict=True, maintain_order=True).items():
             out += [same.slice(i, BATCH) for i in range(0, same.height, BATCH) if same.height - i > 1]
     return [out[i] for i in rng.permutation(len(out))]
 
 
-def distil(texts: list[str], vectors: np.ndarray) -> Any:
-    """A small SentenceTransformer whose vectors of `texts` are as near as can be to `vectors` (len(texts), d).
+def distil(texts: list[str], vectors: np.ndarray, encode: Callable[[list[str]], np.ndarray]) -> Any:
+    """A small SentenceTransformer whose vectors of `texts` are as near as can be to `vectors` (len(texts), d), of the teacher's `encode`.
 
-    Raises ValueError without texts. Texts beyond `MOST_TEXTS` teach the pieces only.
+    A piece starts as what the teacher says of it alone (as in model2vec), so a piece of few texts means something too. Raises ValueError without texts. Texts beyond `MOST_TEXTS` teach the pieces only.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
@@ -99,10 +101,13 @@ def distil(texts: list[str], vectors: np.ndarray) -> Any:
     for row, encoding in enumerate(tokenizer.encode_batch(taught, add_special_tokens=False)):
         if encoding.ids:
             np.add.at(pieces[row], encoding.ids, 1 / len(encoding.ids))
-    # ridge in its dual form: texts are fewer than pieces; a row is a mean, so its pieces weigh 1 / length
+    names = [tokenizer.id_to_token(i).replace("▁", " ").strip() for i in range(tokenizer.get_vocab_size())]
+    alone = encode(names).astype(np.float32)
+    # ridge around that, in its dual form: texts are fewer than pieces; a row is a mean, so its pieces weigh 1 / length
     within = pieces @ pieces.T
     within[np.diag_indices(len(taught))] += RIDGE / len(taught) * np.trace(within)
-    weights = pieces.T @ np.linalg.solve(within, vectors[:MOST_TEXTS].astype(np.float32))
+    left = vectors[:MOST_TEXTS].astype(np.float32) - pieces @ alone
+    weights = alone + pieces.T @ np.linalg.solve(within, left)
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()], device="cpu")
 
 

@@ -14,7 +14,7 @@ import polars as pl
 
 from rewrite import majority, spans, witnesses
 from rewrite.contracts import CANDIDATE_LABELS
-from rewrite.pool import MILLION, Pool
+from rewrite.pool import MILLION, Pool, unchanged
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
@@ -92,8 +92,9 @@ def _masses(pool: Pool) -> pl.DataFrame:
     own = own.select("id", "intent", own=pl.col("served") / pl.col("served").sum().over("id").clip(1))
     meaning = pool.texts.filter(pl.col("intent").is_not_null()).select(t="id", intent="intent", goal="goal", th="served", tu="users")
     visits = pool.texts.select(s="id", visits="users")
+    reach = pool.reach.join(unchanged(pool.reach.select("s", "t"), pool), on=["s", "t"], how="anti")
     projected = (
-        pool.reach.join(meaning, on="t")
+        reach.join(meaning, on="t")
         .join(visits, on="s")
         .group_by("s", "intent")
         .agg(projected=(pl.col("score") * MILLION).round().cast(pl.Int64).sum(), visits=pl.col("visits").first())

@@ -50,6 +50,9 @@ def detect(turns: pl.DataFrame, model: Model, gap_s: float = outcomes.SESSION_GA
 
 def votes(turns: pl.DataFrame, scored: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
     """VOTES and `date`, one row per (date, VOTE_KEY), from the outputs of `pairs.ordered`, `score` and `judge`."""
+    # a guess that the assistant did not act on is no interpretation: the same words in another form may pass, understood alike
+    acted = pl.when(pl.col("status").ne_missing("no_match"))
+    turns = turns.with_columns(acted.then("intent").alias("intent"), acted.then("slots").alias("slots"))
     both = pl.concat([_outcome_votes(turns, judged), _link_votes(turns, scored)])
     key = ["date", *contracts.VOTE_KEY]
     mean = (pl.col("value") * _SCALE).round().cast(pl.Int64).sum() / pl.len().cast(pl.Float64) / float(_SCALE)

@@ -177,6 +177,13 @@ def test_retries_vote_nowhere_and_take_the_last_answer():
     assert found.outcomes["p_failed"].n_unique() == 1 and found.outcomes["p_failed"][0] < 0.5
 
 
+def test_a_guess_that_was_not_acted_on_is_no_interpretation():
+    model = fitted()[2]
+    rows = [turn(0, "abc", 0, status="no_match", intent="lights"), turn(1, "xyz", 0, status="completed", intent="lights")]
+    found = detect(frame([rows[0], rows[1] | {"timestamp": rows[0]["timestamp"] + timedelta(minutes=1)}]), model).votes
+    assert dict(found.filter(kind="outcome").select("source", "intent").rows()) == {"abc": None, "xyz": "lights"}
+
+
 def test_a_turn_that_midnight_cut_off_casts_no_outcome_vote():
     model = fitted()[2]
     late = NOON.replace(hour=23, minute=55)

@@ -23,6 +23,19 @@ def test_a_failed_text_is_labelled_by_what_served_its_users() -> None:
     assert found["majority_intent"] == "lights" and found["served"] < 0.3
 
 
+def test_who_gave_up_on_the_same_meaning_is_no_witness() -> None:
+    log = background(Log())
+    for i in range(8):  # understood as before, and left at that
+        log.says(f"u{i}", "vacuum the room", 0.05, "calendar_set").says(f"u{i}", "let the robot do the room", 0.9, "calendar_set")
+        log.asks(f"u{i}", "vacuum the room", "let the robot do the room")
+    for i in range(3):
+        log.retry(f"v{i}", "vacuum the room", "start the vacuum cleaner", "cleaning").says(
+            f"w{i}", "start the vacuum cleaner", 0.95, "cleaning"
+        )
+    said = row(mine(log).labels, utterance="vacuum the room")
+    assert (said["intent"], said["origin"]) == ("cleaning", "projected")
+
+
 def test_a_goal_speaks_where_nobody_asked_again() -> None:
     log = failing()
     for i in range(5):
