@@ -51,10 +51,12 @@ def turning(texts: pl.DataFrame) -> pl.DataFrame:
     """`locale, spaced, a, b, pairs, turned`: exchanges of the words a and b (a < b; a may be empty: b is added or dropped)
     that turn meanings, and by how many twins this is known.
 
-    texts: `locale, utterance, intent` of texts that serve their users, each once; keys (rewrite.text.key).
+    texts: `locale, utterance, intent, slots` of texts that serve their users, each once; keys (rewrite.text.key). What is a
+    value of the text that it stands in is no word.
     """
     spaced = texts.group_by("locale").agg(spaced=pl.col("utterance").str.contains(" ", literal=True).mean() >= SPACED)
-    texts = texts.select("locale", "utterance", "intent").join(spaced, on="locale")
+    values = pl.col("slots").fill_null("").str.replace_all(r'["{}:,]+', " ")
+    texts = texts.select("locale", "utterance", "intent", values=values).join(spaced, on="locale")
     filled = pl.concat([_words(texts.filter("spaced")), _spans(texts.filter(~pl.col("spaced")))])
     rests = texts.select("locale", "intent", rest=pl.col("utterance").hash())
     left_out = filled.select(*_PLACE, "spaced", "rest").unique().join(rests, on=["locale", "rest"])
@@ -93,6 +95,8 @@ def _spans(texts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _filled(long: pl.DataFrame, left: pl.Expr, right: pl.Expr, rest: pl.Expr, word: pl.Expr) -> pl.DataFrame:
+    bound = pl.when("spaced").then(pl.lit(" ")).otherwise(pl.lit(""))
+    long = long.filter(~pl.col("values").str.contains(pl.concat_str(bound, word, bound), literal=True))
     return long.select(
         "locale", place=pl.struct(left.alias("l"), right.alias("r")).hash(), rest=rest.hash(), word=word, spaced="spaced", intent="intent"
     )
@@ -115,17 +119,22 @@ def turned(rewrites: pl.DataFrame, words: pl.DataFrame) -> pl.Series:
 
 
 def _by_words(rows: pl.DataFrame, words: pl.DataFrame) -> pl.DataFrame:
-    """`row, a, b, in_source`: words of either side alone; an exchange has one of them on each side."""
+    """`row, a, b, in_source`: words of either side alone; an exchange has one of them on each side.
+
+    Sides that share fewer words than one of them has alone say it in other words, where "on" may be that of "on monday": there
+    nothing was exchanged.
+    """
     rows = rows.join(words.select("locale").unique(), on="locale", how="semi")
     s, t = pl.col("source").str.split(" "), pl.col("target").str.split(" ")
-    rows = rows.select("row", "locale", s=s.list.set_difference(t), t=t.list.set_difference(s))
+    rows = rows.select("row", "locale", s=s.list.set_difference(t), t=t.list.set_difference(s), n=s.list.set_intersection(t).list.len())
     s_long, t_long = (rows.select("row", "locale", w=c).explode("w").drop_nulls("w") for c in ("s", "t"))
     added = words.filter(pl.col("a") == "")
     one = [
         side.join(added, left_on=["locale", "w"], right_on=["locale", "b"]).select("row", "a", b="w", in_source=pl.lit(here))
         for side, here in ((s_long, True), (t_long, False))
     ]
-    pairs = s_long.join(t_long.drop("locale"), on="row", suffix="_t")
+    near = rows.filter(pl.max_horizontal(pl.col("s", "t").list.len()) <= pl.col("n")).select("row")
+    pairs = s_long.join(near, on="row", how="semi").join(t_long.drop("locale"), on="row", suffix="_t")
     pairs = pairs.with_columns(a=pl.min_horizontal("w", "w_t"), b=pl.max_horizontal("w", "w_t"), in_source=pl.lit(True))
     return pl.concat([*one, pairs.join(words, on=["locale", "a", "b"], how="semi").select("row", "a", "b", "in_source")])
 

@@ -17,7 +17,7 @@ EXCHANGED = {
     "hi-IN": ("{} चालू करें", "{} बंद करें", ["प्लग", "लाइट", "पंखा", "कृपया हीटर"]),
     "zh-CN": ("{}打开", "{}关上", ["电灯", "窗户", "空调", "收音机"]),
 }
-TEXT = {"served": 0.9, "known": 5}
+TEXT = {"served": 0.9, "known": 5, "slots": None}
 
 
 def texts(locale: str, plain: str, other: str, things: list[str], filler: str = "") -> pl.DataFrame:
@@ -52,6 +52,13 @@ def test_words_that_are_exchanged(locale: str) -> None:
     assert judged(locale, words, (on.format("x"), on.format("y")), (on.format("x"), "x"), ("x", "y")) == [False] * 3
 
 
+def test_another_word_of_the_same_form_is_no_exchange() -> None:
+    words = turning(texts("en-US", "{} on", "{} off", ["the plug", "the fan", "my lamp", "her radio"]))
+    near = [("turn the lights off", "turn on the lights"), ("the tv off please", "the tv on")]
+    far = [("turn off the six am alarm for tuesday", "i need to delete the alarm for church on tuesday at six am")]
+    assert judged("en-US", words, *near, *far) == [True, True, False]
+
+
 def test_two_words_for_no_are_one_meaning() -> None:
     things = ["wake me up", "play jazz", "call anna", "buy milk"]
     words = turning(pl.concat([texts("en-US", "{}", "don't {}", things), texts("en-US", "{}", "never {}", things)]).unique())
@@ -67,6 +74,10 @@ def test_a_few_wrong_readings_and_values_turn_nothing() -> None:
     assert turning(often).is_empty(), "less than half of its twins"
     slot = pl.DataFrame([{"locale": "en-US", "utterance": f"call n{n}", "intent": f"i{n}"} | TEXT for n in range(60)])
     assert turning(slot).is_empty(), "what fills an open place is a value"
+    heard = texts("en-US", "get me a taxi to {}", "get me a tgi to {}", ["my house", "the mall", "work", "the station"])
+    assert turning(heard).height == 1
+    value = pl.when(pl.col("utterance").str.contains("tgi")).then(pl.lit('{"place":"the tgi"}')).alias("slots")
+    assert turning(heard.with_columns(value)).is_empty(), "a value is no word"
     untaught = pl.concat(
         [few.with_columns(served=0.3), few.with_columns(known=pl.lit(0, pl.Int64)), few.with_columns(intent=pl.lit(None, pl.String))]
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import polars as pl
 import pytest
 from release_world import build, label, rewrite
 
-from quality.gates import run_gates
-from quality.measures import Measure, measures, skeleton
+from pipelines import config
+from quality.gates import MEASURES, run_gates
+from quality.measures import Limits, Measure, measures, skeleton
 
 
 def labels(n: int = 40, intent: str = "light", change: int = 0, **more: object) -> pl.DataFrame:
@@ -87,3 +90,20 @@ def test_measures_are_held_to_two_limits() -> None:
     assert [(v.success, v.severity) for v in verdicts.values()] == [(False, "warning"), (True, "warning"), (False, "critical")]
     refused = verdicts["flip_ratelabels"]
     assert "0.500; warns above 0.05; refuses above 0.3" in refused.message and (refused.rows, refused.rows_failed) == (100, 7)
+
+
+def test_each_measure_passes_warns_and_refuses_at_the_limits_of_its_own_name() -> None:
+    """Limits come from the configuration, field by field: a gate whose limit is another's, or nobody's, is found here."""
+    defaults = {n: tuple(v) for n, v in dataclasses.asdict(config.Gates()).items() if isinstance(v, list)}
+    assert defaults == dataclasses.asdict(Limits()), "the two places that say the defaults agree"
+    flips = {"labels": "label_flips", "rewrites": "rewrite_flips"}
+    cases = [
+        (check, table, field or flips[table]) for check, (field, _) in MEASURES.items() for table in (flips if not field else ["labels"])
+    ]
+    assert {field for _, _, field in cases} == set(defaults), "a limit that no measure is held to"
+    own = Limits(**{field: (10.0 * n, 10.0 * n + 5) for n, field in enumerate(defaults)})  # every limit is another one
+    for step, success, severity in ((0, True, "warning"), (1, False, "warning"), (6, False, "critical")):
+        measured = [Measure(table, check, "c", getattr(own, field)[0] + step, 100, 1) for check, table, field in cases]
+        found = [v for v in run_gates({}, build().metrics, k=3, measured=measured, limits=own).verdicts if v.expectation in MEASURES]
+        assert len(found) == len(cases)
+        assert {(v.success, v.severity) for v in found} == {(success, severity)}, step
