@@ -83,8 +83,7 @@ def adapt(pairs: pl.DataFrame, goals: pl.DataFrame, options: AdaptOptions, relea
     tuned = judge("encoder", model)
     tuned["better"] = better(before, tuned)
     teacher = model if tuned["better"] else load_trainable(options.model, options.device)
-    says = SentenceEncoder(teacher, "teacher", identity="teacher").encode
-    small = adaptation.distil(known_texts, says(known_texts), says)
+    small = adaptation.distil(known_texts, SentenceEncoder(teacher, "teacher", identity="teacher").encode)
     adaptation.fine_tune(small, train, SMALL_EPOCHS, options.seed, SMALL_RATE, progress)
     distilled = judge("small", small)
     distilled["better"] = better(before, distilled)

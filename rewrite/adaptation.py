@@ -80,10 +80,11 @@ def _batches(pairs: pl.DataFrame, rng: np.random.Generator, most: int) -> list[p
     return [out[i] for i in rng.permutation(len(out))]
 
 
-def distil(texts: list[str], vectors: np.ndarray, encode: Callable[[list[str]], np.ndarray]) -> Any:
-    """A small SentenceTransformer whose vectors of `texts` are as near as can be to `vectors` (len(texts), d), of the teacher's `encode`.
+def distil(texts: list[str], encode: Callable[[list[str]], np.ndarray]) -> Any:
+    """A small SentenceTransformer whose vectors of `texts` are as near as can be to the teacher's, `encode(texts)` (len(texts), d).
 
-    A piece starts as what the teacher says of it alone (as in model2vec), so a piece of few texts means something too. Raises ValueError without texts. Texts beyond `MOST_TEXTS` teach the pieces only.
+    A piece starts as what the teacher says of it alone (as in model2vec), so a piece of few texts means something too. Raises
+    ValueError without texts. Texts beyond `MOST_TEXTS` teach the pieces only.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
@@ -106,7 +107,7 @@ def distil(texts: list[str], vectors: np.ndarray, encode: Callable[[list[str]], 
     # ridge around that, in its dual form: texts are fewer than pieces; a row is a mean, so its pieces weigh 1 / length
     within = pieces @ pieces.T
     within[np.diag_indices(len(taught))] += RIDGE / len(taught) * np.trace(within)
-    left = vectors[:MOST_TEXTS].astype(np.float32) - pieces @ alone
+    left = encode(taught).astype(np.float32) - pieces @ alone
     weights = alone + pieces.T @ np.linalg.solve(within, left)
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()], device="cpu")
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from rewrite.evidence import Options
 
 MEETS = 0.85
-"""P(two locales' texts of one goal mean the same): locales meet from .7 on (`rewrite.across`), where four of five pairs are
-right, and more of them above that."""
+"""P(two locales' texts of one goal mean the same): locales meet from .7 on (`rewrite.across`). On logs stripped of their intents, beside
+English ones, 460 German labels were right in .85, 106 Swahili ones in .62: the encoder knows little of that language, and
+nothing in the log says so. Membership says nothing about it: below one half they were right in .89 and .72."""
 GOAL_USERS = 0.5
 """What the goal's other texts mean counts as much as half a user, where users do not say more: a text is in its goal because
 some of them asked again, and they count once."""
@@ -124,14 +125,14 @@ def _foreign(pool: Pool) -> pl.DataFrame:
     weight = (pl.col("served") * pl.min_horizontal("users", 30) * MILLION).round().cast(pl.Int64)
     known = texts.filter(pl.col("intent").is_not_null(), pl.col("served") >= 0.5).group_by("goal_id", "intent").agg(w=weight.sum())
     share = known.select("goal_id", "intent", share=pl.col("w") / pl.col("w").sum().over("goal_id"))
-    wanted = texts.join(silent, on="locale", how="semi").select("id", "goal_id", "membership")
+    wanted = texts.join(silent, on="locale", how="semi").select("id", "goal_id")
     return wanted.join(share, on="goal_id").select(
         "id",
         "intent",
         own=pl.lit(0.0),
         projected=pl.lit(0.0),
         goal_mass=MEETS * pl.col("share"),
-        chance=MEETS * pl.col("share") * pl.when(pl.col("membership") >= 0.5).then(1.0).otherwise("membership"),  # more in it than out
+        chance=MEETS * pl.col("share"),
         h=pl.lit(0.0),
         failed=pl.lit(1.0),
         foreign=pl.lit(True),
