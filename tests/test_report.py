@@ -16,10 +16,12 @@ from release_world import AS_OF, build, frame, goal, label, rewrite, world
 from quality.data_card import data_card
 from quality.gates import Verdict, Verdicts
 from quality.goalmap import draw, goal_map
+from quality.markup import clean
 from quality.reasons import sentence
-from quality.report import MAX_JSON, clean, render_report
+from quality.report import render_report
 from quality.reportdata import ReportData, report_data
 from quality.rowevidence import of_labels, of_rewrites
+from quality.tables import MAX_JSON
 from rewrite.contracts import CANDIDATES, GOAL_EDGES
 
 HOSTILE = "</script><script>alert('x1')</script><img src=x onerror=alert(2)>\"'&<!--"
