@@ -45,7 +45,6 @@ REWRITE_COLUMNS: Final = (
     ("votes", "votes", "n"),
     ("cause", "cause", "w"),
     ("status", "status", "w"),
-    ("expires", "expires", "w"),
     *((name, title, tables.MORE) for name, title in rowevidence.REWRITES),
 )
 LABEL_COLUMNS: Final = (
@@ -137,7 +136,7 @@ def _headline(data: ReportData) -> str:
         return f"{listed} released" if listed else "A release without rows: everything of its parent is retired"
     if data.status == "refused":
         failed = sum(not v["success"] and v["severity"] == "critical" for v in data.verdicts)
-        return f"{failed} critical gate{'s' * (failed != 1)} failed, so nothing was released"
+        return f"{_n(failed, 'critical gate')} failed, so nothing was released"
     if data.status == "nothing_new":
         return "Nothing is new since the last release"
     return "There is nothing to release" if data.status == "empty" else data.status.replace("_", " ").capitalize()
@@ -189,20 +188,23 @@ def _gates(data: ReportData) -> str:
         rows = "".join(
             f'<tr><td><span class="pill {_tone(v)}">{_mark(v)}</span></td><td>{html(v["table"])}</td><td>{html(v["column"])}</td>'
             f'<td>{html(str(v["expectation"]).replace("_", " "))}</td><td class="n">{v["rows_failed"]:,} of {v["rows"]:,}</td>'
-            f'<td class="text">{html(v["message"], 500) if not v["success"] else ""}</td></tr>'
+            f'<td class="why">{html(v["message"], 500) if not v["success"] else ""}</td></tr>'
             for v in verdicts
         )
         head = '<th>verdict</th><th>table</th><th>column</th><th>expectation</th><th class="n">rows failed</th><th>what it means</th>'
         return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
     critical = sum(v["severity"] == "critical" for v in failed)
-    lead = (
-        f"{len(passed):,} of {len(data.verdicts):,} expectations are met; {critical} critical failures, {len(failed) - critical} warnings."
-    )
+    warned = len(failed) - critical
+    lead = f"{len(passed):,} of {len(data.verdicts):,} expectations are met; {_n(critical, 'critical failure')}, {_n(warned, 'warning')}."
     lead += " One critical failure refuses the release; warnings are shown and pass."
     order = sorted(failed, key=lambda v: v["severity"] != "critical")
     rest = f"<details><summary>The {len(passed):,} that are met</summary>{table(passed)}</details>" if passed else ""
     return f'<p class="sub">{lead}</p>{table(order) if order else ""}{rest}'
+
+
+def _n(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _tone(verdict: Mapping[str, Any]) -> str:

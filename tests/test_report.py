@@ -80,7 +80,7 @@ def test_it_tells_the_whole_story() -> None:
     data, release = whole()
     page = Page(render_report(data))
     for said in [
-        "2 rewrites, 3 labels and 2 pairs released", release.release_id, "Rewrites: 2 new.", "1 warnings", "a goal has no exemplar",
+        "2 rewrites, 3 labels and 2 pairs released", release.release_id, "Rewrites: 2 new.", "1 warning.", "a goal has no exemplar",
         "turns read", "a line that is not a JSON object", "980", "unproven", "barge_in", "0.125", "naive timestamps", "12.3", "513",
         "rewrites considered", "rewrites released",
     ]:  # fmt: skip
