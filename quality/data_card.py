@@ -20,7 +20,7 @@ def data_card(release: Release, verdicts: Verdicts) -> str:
         f"- {v.table}, {v.column or 'all columns'}: {v.message} ({v.rows_failed:,} of {v.rows:,} rows)" for v in verdicts.warnings
     )
     gates = f"{len(verdicts.verdicts)} expectations were checked before publication"
-    gates += f": {len(verdicts.failures)} critical failures, {len(verdicts.warnings)} warnings."
+    gates += f": {len(verdicts.failures)} critical, {len(verdicts.warnings)} with a warning."
     parent = f"It follows `{release.parent_id}`." if release.parent_id else "It is the first of its line."
     return f"""# {release.release_id}
 

@@ -2,7 +2,10 @@
 
 No model is shipped: those that know names in many languages are hundreds of megabytes, and lists of names take half of the
 ordinary words with them. The assistant's own reading knows which words of *this* turn are a person. What it did not
-understand stays: there, as everywhere, k users are the guard. Off by default.
+understand stays (3 to 14 % of the turns that name somebody, in five worlds): there, as everywhere, k users are the guard,
+and 2 to 12 % of the texts with a name that k users share keep it. Hiding what k users' turns were understood to name wherever
+it is said would leave .1 to .7 % of such turns and take .2 to 1.3 % of the other shared texts along (most of them name
+singers); a lake would have to keep the names for that, so it is not done. Off by default.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ REASONS: Final = {
     "vetoed": "somebody vetoed it",
     "protected": "the configuration protects its text or its intent",
     "held_out": "its text is in the held-out test set",
-    "below_k": "fewer than k users",
+    "below_k": "fewer than k users, or none but new accounts",
     "text_below_k": "a text that fewer than k users said",
     "slots_below_k (label kept)": "a slot value that fewer than k users share; the label stays, without slots",
     "placeholder": "a text with personal data in it, which was scrubbed",

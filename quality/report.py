@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import math
 from collections.abc import Iterable, Mapping
 from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
-from quality import goalview, rowevidence, seeing, watch, worth
-from quality.markup import clean, html
+from quality import goalview, rowevidence, seeing, tables, watch, worth
+from quality.markup import html
 from quality.reasons import sentence
 from quality.reportdata import MAX_ROWS, ReportData, Rows
 from rewrite.text import slots_object
 
-MAX_JSON: Final = 1_200_000
-"""Bytes of one table's JSON: three such tables and the rest stay under five megabytes."""
-FEW_JSON: Final = 200_000
-"""Bytes of the JSON of a list for reading, of which there are three."""
 FEW_LOCALES: Final = 7
 """More locales than this do not fit beside each other; the others are in `other`."""
 OTHER: Final = "other"
-MORE: Final = "more"
-"""The kind of a column that opens below its row."""
 LONG: Final = 36
 """Characters of a cell that may break into lines."""
 FEW_CARDS: Final = 4
@@ -53,8 +45,7 @@ REWRITE_COLUMNS: Final = (
     ("votes", "votes", "n"),
     ("cause", "cause", "w"),
     ("status", "status", "w"),
-    ("expires", "expires", "w"),
-    *((name, title, "more") for name, title in rowevidence.REWRITES),
+    *((name, title, tables.MORE) for name, title in rowevidence.REWRITES),
 )
 LABEL_COLUMNS: Final = (
     ("locale", "locale", "w"),
@@ -67,7 +58,7 @@ LABEL_COLUMNS: Final = (
     ("votes", "votes", "n"),
     ("origin", "origin", "w"),
     ("split", "split", "w"),
-    *((name, title, "more") for name, title in rowevidence.LABELS),
+    *((name, title, tables.MORE) for name, title in rowevidence.LABELS),
 )
 REJECTED_COLUMNS: Final = (
     ("locale", "locale", "w"),
@@ -145,7 +136,7 @@ def _headline(data: ReportData) -> str:
         return f"{listed} released" if listed else "A release without rows: everything of its parent is retired"
     if data.status == "refused":
         failed = sum(not v["success"] and v["severity"] == "critical" for v in data.verdicts)
-        return f"{failed} critical gate{'s' * (failed != 1)} failed, so nothing was released"
+        return f"{_n(failed, 'critical gate')} failed, so nothing was released"
     if data.status == "nothing_new":
         return "Nothing is new since the last release"
     return "There is nothing to release" if data.status == "empty" else data.status.replace("_", " ").capitalize()
@@ -197,20 +188,23 @@ def _gates(data: ReportData) -> str:
         rows = "".join(
             f'<tr><td><span class="pill {_tone(v)}">{_mark(v)}</span></td><td>{html(v["table"])}</td><td>{html(v["column"])}</td>'
             f'<td>{html(str(v["expectation"]).replace("_", " "))}</td><td class="n">{v["rows_failed"]:,} of {v["rows"]:,}</td>'
-            f'<td class="text">{html(v["message"], 500) if not v["success"] else ""}</td></tr>'
+            f'<td class="why">{html(v["message"], 500) if not v["success"] else ""}</td></tr>'
             for v in verdicts
         )
         head = '<th>verdict</th><th>table</th><th>column</th><th>expectation</th><th class="n">rows failed</th><th>what it means</th>'
         return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
     critical = sum(v["severity"] == "critical" for v in failed)
-    lead = (
-        f"{len(passed):,} of {len(data.verdicts):,} expectations are met; {critical} critical failures, {len(failed) - critical} warnings."
-    )
+    warned = len(failed) - critical
+    lead = f"{len(passed):,} of {len(data.verdicts):,} expectations are met; {_n(critical, 'critical failure')}, {_n(warned, 'warning')}."
     lead += " One critical failure refuses the release; warnings are shown and pass."
     order = sorted(failed, key=lambda v: v["severity"] != "critical")
     rest = f"<details><summary>The {len(passed):,} that are met</summary>{table(passed)}</details>" if passed else ""
     return f'<p class="sub">{lead}</p>{table(order) if order else ""}{rest}'
+
+
+def _n(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _tone(verdict: Mapping[str, Any]) -> str:
@@ -274,12 +268,12 @@ def _rewrites(data: ReportData) -> str:
     parts = [f"{n:,} {status}" for status, n in data.changes.items()]
     parts += [f"{n:,} retired ({sentence(reason)})" for reason, n in data.retired.items()]
     lead = "Serve the right side to someone who says the left one. " + (f"Against the parent: {'; '.join(parts)}." if parts else "")
-    return _table("rewrites", data, data.rewrites, REWRITE_COLUMNS, lead)
+    return tables.table("rewrites", data, data.rewrites, REWRITE_COLUMNS, lead)
 
 
 def _labels(data: ReportData) -> str:
     rows = [{**row, "slots": _slots(row.get("slots"))} for row in data.labels]
-    return _table("labels", data, rows, LABEL_COLUMNS, "Training examples: what the assistant should have understood.")
+    return tables.table("labels", data, rows, LABEL_COLUMNS, "Training examples: what the assistant should have understood.")
 
 
 def _slots(slots: str | None) -> str | None:
@@ -306,7 +300,7 @@ def _candidates(data: ReportData) -> str:
     head = '<th>table</th><th>decision</th><th>reason</th><th></th><th class="n">rows</th>'
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     rejected = [{**r, "why": sentence(str(r.get("reason")))} for r in data.rejected]
-    examples = _table("rejected", data, rejected, REJECTED_COLUMNS, "") if rejected else ""
+    examples = tables.table("rejected", data, rejected, REJECTED_COLUMNS, "") if rejected else ""
     more = f"<h3>Rewrites that were not proposed, the most used first</h3>{examples}" if examples else ""
     return f'<p class="sub">Every candidate was weighed; these are the decisions.</p>{table}{more}'
 
@@ -320,7 +314,7 @@ def _news(data: ReportData) -> str:
     parts = [f'<p class="sub">{escape(lead)}</p>']
     for name, title, none in (("words", "Words", "No word is new or growing."), ("failing_more", "Failing texts", "No text fails more.")):
         rows = seen.get(name) or []
-        table = _table(name, data, rows, watch.NEW_COLUMNS, "", FEW_JSON) if rows else f"<p>{none}</p>"
+        table = tables.table(name, data, rows, watch.NEW_COLUMNS, "", tables.FEW_JSON) if rows else f"<p>{none}</p>"
         parts.append(f"<h3>{title}</h3>{table}")
     return "".join(parts)
 
@@ -333,7 +327,7 @@ def _work(data: ReportData) -> str:
     total = data.watch.get("work_total", len(rows))
     more = f" The {len(rows):,} most failed of {total:,}." if total > len(rows) else ""
     lead = f"Texts that fail most of the users who say them, and that no other wording is known to serve: a work list.{more}"
-    return _table("work", data, rows, watch.WORK_COLUMNS, lead + watch.sampled(data.watch), FEW_JSON)
+    return tables.table("work", data, rows, watch.WORK_COLUMNS, lead + watch.sampled(data.watch), tables.FEW_JSON)
 
 
 def _borderline(data: ReportData) -> str:
@@ -342,60 +336,11 @@ def _borderline(data: ReportData) -> str:
         "Neighbouring turns where the model is least sure whether the second asked again for the goal of the first, the least sure of each "
         f"locale first. Only texts that {data.k} users said are here."
     )
-    return _table("borderline", data, rows, seeing.BORDERLINE_COLUMNS, lead) if rows else ""
-
-
-def _table(name: str, data: ReportData, rows: Rows, columns: tuple[tuple[str, str, str], ...], lead: str, most: int = MAX_JSON) -> str:
-    """A table that report.js sorts and searches: its rows as JSON that cannot end a script element."""
-    counts = [c for c in ("users", "source_users", "target_users", "late", "failed") if c in {n for n, _, _ in columns}]
-    kept = [r for r in rows if all(_users(r, c, data.k) >= data.k for c in counts)][:MAX_ROWS]
-    if not kept:
-        return f'<p class="sub">{escape(lead)}</p><p>None.</p>' if name in data.rows_total else ""
-    used = [c for c in columns if any(r.get(c[0]) is not None for r in kept)]
-    lines, size = [], 0
-    for row in kept:
-        line = _inert([clean(v) if isinstance(v := row.get(n), str) else _number(v) for n, _, _ in used])
-        size += len(line.encode())
-        if size > most:
-            break
-        lines.append(line)
-    total = max(data.rows_total.get(name, 0), len(kept))
-    cut = f" The top {len(lines):,} of {total:,} rows." if total > len(lines) else ""
-    body = f'{{"columns":{_inert([{"kind": kind} | ({"title": title} if kind == MORE else {}) for _, title, kind in used])},"rows":[{",".join(lines)}]}}'
-    shown = [(title, kind) for _, title, kind in used if kind != MORE]
-    head = "".join(f'<th class="{kind}" scope="col"><button type="button">{escape(title)}</button></th>' for title, kind in shown)
-    if len(shown) < len(used):
-        head = f'<th><span class="hidden">evidence</span></th>{head}'
-    return f"""<p class="sub">{escape(lead + cut)}</p>
-<script type="application/json" id="rows-{name}">{body}</script>
-<div data-rows="rows-{name}">
-<div class="tools"><input type="search" placeholder="Search" aria-label="Search {name}"><output class="soft"></output></div>
-<div class="scroll tall" tabindex="0" role="region" aria-label="Table of {name}"><table>
-<thead><tr>{head}</tr></thead><tbody></tbody></table></div>
-<p><button type="button" class="more" hidden>Show more</button></p>
-<noscript><p>This table needs JavaScript; its rows are in {name}.parquet.</p></noscript></div>"""
-
-
-def _inert(value: object) -> str:
-    """JSON without a character that means something to HTML."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _users(row: Mapping[str, Any], column: str, k: int) -> int:
-    """A count of users; one that the row does not have is not held against it."""
-    value = row.get(column)
-    return k if value is None else int(value)
-
-
-def _number(value: object) -> float | int | str | None:
-    if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else None
-    return value if isinstance(value, int) or value is None else clean(value)
+    return tables.table("borderline", data, rows, seeing.BORDERLINE_COLUMNS, lead) if rows else ""
 
 
 def _map(data: ReportData) -> str:
-    return goalview.section(data.goal_map, data.k, lambda name, rows, columns: _table(name, data, rows, columns, ""), _plain)
+    return goalview.section(data.goal_map, data.k, lambda name, rows, columns: tables.table(name, data, rows, columns, ""), _plain)
 
 
 def _plain(rows: Rows) -> str:

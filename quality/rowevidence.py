@@ -29,6 +29,7 @@ REWRITES: Final = (
     ("treated_users", "users it served live"),
     ("treated_served", "P (served), live"),
     ("seen", "weeks seen"),
+    ("expires", "expires"),
     ("others", "weighed, and not taken"),
     ("rewrite_id", "rewrite id"),
 )

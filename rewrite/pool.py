@@ -13,7 +13,7 @@ from scipy import sparse
 
 from rewrite import chain, success
 from rewrite.text import PLACEHOLDER
-from rewrite.trust import believed, shared_once, synchronised
+from rewrite.trust import believed, shared, shared_once, synchronised
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
@@ -36,7 +36,7 @@ REACH = 1e-3
 @dataclass(frozen=True)
 class Pool:
     """texts: row number = id, sorted by (locale, utterance), with
-    `locale, utterance, users, known (of them not new), first, last, text, served, votes, untouched, goal, goal_id, membership, intent, slots,
+    `locale, utterance, users (that share it: 0 when all are new), known (of them not new), first, last, text, served, votes, untouched, goal, goal_id, membership, intent, slots,
     meaning_users, numbers, placeholder`; served = pooled P(served | left alone), works = P(it serves half of
     them or more), served_high = its upper bound, goal = dense goal number, means = dense number of (locale, intent, slots), null without an intent.
     meanings: id, intent, slots, users, served (millionths), assistant_version; most served first within a text.
@@ -61,7 +61,7 @@ class Pool:
 def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Options) -> Pool:
     """Join merged evidence and goals into a `Pool`. Works without intents, slots, goals, causes or treatments."""
     at = ["locale", "utterance"]
-    texts = evidence["texts"].sort(at).with_row_index("id").with_columns(pl.col("id").cast(pl.Int64))
+    texts = evidence["texts"].sort(at).with_row_index("id").with_columns(pl.col("id").cast(pl.Int64), users=shared())
     locales = texts["locale"].unique().sort()
     texts = texts.with_columns(group=pl.col("locale").replace_strict(locales, pl.Series(range(len(locales)), dtype=pl.Int64)))
     ids = texts.select(*at, "id")

@@ -143,6 +143,15 @@ def believed(outcomes: pl.DataFrame, by: str = "id") -> pl.Series:
     return outcomes.select((pl.col("known") + new * room.clip(0, 1)).cast(pl.Float64)).to_series()
 
 
+def shared() -> pl.Expr:
+    """How many users share a text, of `users` and `known` of them: nobody when all are new, however many.
+
+    What nobody but new accounts says is made up, or soon said by others: 2 of 7,704 honest labels in the largest of seven
+    simulated logs, none or one in the others.
+    """
+    return pl.when(pl.col("known") > 0).then("users").otherwise(pl.lit(0, pl.Int64))
+
+
 def synchronised(asks: pl.DataFrame, chance: float) -> pl.Series:
     """Boolean per row of `asks` (s, ask, first): its source's users came together on one day, against chance.
 

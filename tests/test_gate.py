@@ -57,7 +57,7 @@ def test_a_live_rewrite_that_turns_a_meaning_is_shown(lake, capsys):
     rows = world()
     things = ("lamp", "fan", "plug", "heater")
     rows["labels"] += [label(f"the {t} {w}", i, goal_id="g1") for t in things for w, i in (("on", "start"), ("off", "stop"))]
-    rows["rewrites"] += [rewrite(f"{n} switch on", f"{n} all off", reason="live") for n in "abcdefghijklmnopqrstuvwxyz"]
+    rows["rewrites"] += [rewrite(f"{n} lamp on", f"{n} lamp off", reason="live") for n in "abcdefghijklmnopqrstuvwxyz"]
     mined(lake, NEXT, rows)
     assert main(["gate", "--candidates", str(NEXT), "--lake", lake.root, "--json"]) == 3
     found = json.loads(capsys.readouterr().out)

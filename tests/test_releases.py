@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from datetime import date
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from release_lake import make
+from release_lake import fixtures, make
 from release_world import build, world
 
 from pipelines import registry
@@ -22,16 +21,7 @@ from quality.delta import changes, delta
 from quality.describe import COLUMNS, json_schema
 from rewrite.contracts import RELEASED, UNIQUE_KEYS
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("lakes") / "lake")
-
-
-@pytest.fixture
-def lake(made, tmp_path):
-    shutil.copytree(made[0].root, tmp_path / "lake")
-    return Store(str(tmp_path / "lake")), made[1]
+made, lake = fixtures(3)
 
 
 def say(capsys, *words, code=0):
@@ -88,8 +78,8 @@ def test_control_characters_never_reach_the_terminal(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("file", ["labels.parquet", "gates.json", "manifest.json"])
-def test_a_changed_release_is_refused_by_name(lake, capsys, file):
-    store, ids = lake
+def test_a_changed_release_is_refused_by_name(lake, made, capsys, file):
+    store, ids = lake, made[1]
     path = Path(store.root, "releases", ids[-1], file)
     path.write_bytes(path.read_bytes().replace(b"g1", b"g2", 1) + (b" " if file != "labels.parquet" else b""))
     assert file in say(capsys, "verify", "--lake", store.root, code=1)
@@ -97,9 +87,9 @@ def test_a_changed_release_is_refused_by_name(lake, capsys, file):
         assert file in say(capsys, "releases", "diff", ids[0], ids[-1], "--lake", store.root, code=1)
 
 
-def test_a_manifest_rewritten_to_fit_is_still_refused(lake):
+def test_a_manifest_rewritten_to_fit_is_still_refused(lake, made):
     """Whoever changes a table and the manifest's hash of it is caught by the hash of the rows, or by the queue's of the manifest."""
-    store, ids = lake
+    store, ids = lake, made[1]
     from quality.manifest import parquet_bytes
 
     opened = registry.Opened(store, ids[-1])
@@ -118,8 +108,8 @@ def test_a_manifest_rewritten_to_fit_is_still_refused(lake):
         registry.Opened(store, ids[-1]).verify()
 
 
-def test_a_file_that_is_gone_and_a_half_written_release(lake):
-    store, ids = lake
+def test_a_file_that_is_gone_and_a_half_written_release(lake, made):
+    store, ids = lake, made[1]
     store.delete([f"releases/{ids[-1]}/pairs.parquet"])
     with pytest.raises(LakeError, match=r"pairs\.parquet"):
         registry.Opened(store, ids[-1]).tables()
@@ -127,8 +117,8 @@ def test_a_file_that_is_gone_and_a_half_written_release(lake):
     assert [p.release_id for p in registry.releases(store)] == ids[1:]
 
 
-def test_rollback_moves_latest_and_the_next_parent(lake, capsys):
-    store, ids = lake
+def test_rollback_moves_latest_and_the_next_parent(lake, made, capsys):
+    store, ids = lake, made[1]
     assert ids[1] in say(capsys, "releases", "rollback", "--lake", store.root, "--reason", "bad")
     assert store.get(registry.LATEST).decode().strip() == ids[1] == registry.resolve(store, "LATEST")
     parent = registry.parent_of(store, date(2027, 1, 1))
@@ -140,8 +130,8 @@ def test_rollback_moves_latest_and_the_next_parent(lake, capsys):
     assert registry.rollback(store, ids[0], "twice is once") == []
 
 
-def test_retracting_all_leaves_no_latest(lake, capsys):
-    store, ids = lake
+def test_retracting_all_leaves_no_latest(lake, made, capsys):
+    store, ids = lake, made[1]
     before = {p: store.get(p) for p in store.list("releases") if not p.endswith("LATEST")}
     for release_id in ids:
         registry.retract(store, release_id, "gone")
@@ -152,8 +142,8 @@ def test_retracting_all_leaves_no_latest(lake, capsys):
     assert "--reason is missing" in say(capsys, "releases", "retract", ids[0], "--lake", store.root, code=2)
 
 
-def test_latest_that_a_dead_retraction_left_behind_is_not_followed(lake):
-    store, ids = lake
+def test_latest_that_a_dead_retraction_left_behind_is_not_followed(lake, made):
+    store, ids = lake, made[1]
     registry.record(store, ids[-1], "retract", reason="died before LATEST moved")
     assert registry.resolve(store, "LATEST") == ids[1]
 
@@ -220,9 +210,9 @@ def test_a_release_loads_with_one_line(made, library, tmp_path, monkeypatch):
     assert done.stdout.strip() == str(registry.Opened(Store(store.root), ids[-1]).manifest["tables"]["labels"]["rows"])
 
 
-def test_open_sees_finished_tables_only(lake, capsys):
+def test_open_sees_finished_tables_only(lake, made, capsys):
     pytest.importorskip("duckdb", reason="DuckDB is not installed (it is in the dev extra)")
-    store, ids = lake
+    store, ids = lake, made[1]
     Path(store.root, "releases", "half-written").mkdir()
     query = "SELECT count(*) AS n FROM released_rewrites WHERE source = 'play jass'"
     assert json.loads(say(capsys, "open", "--lake", store.root, "--sql", query, "--json")) == [{"n": 1}]

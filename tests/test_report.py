@@ -16,10 +16,12 @@ from release_world import AS_OF, build, frame, goal, label, rewrite, world
 from quality.data_card import data_card
 from quality.gates import Verdict, Verdicts
 from quality.goalmap import draw, goal_map
+from quality.markup import clean
 from quality.reasons import sentence
-from quality.report import MAX_JSON, clean, render_report
+from quality.report import render_report
 from quality.reportdata import ReportData, report_data
 from quality.rowevidence import of_labels, of_rewrites
+from quality.tables import MAX_JSON
 from rewrite.contracts import CANDIDATES, GOAL_EDGES
 
 HOSTILE = "</script><script>alert('x1')</script><img src=x onerror=alert(2)>\"'&<!--"
@@ -78,7 +80,7 @@ def test_it_tells_the_whole_story() -> None:
     data, release = whole()
     page = Page(render_report(data))
     for said in [
-        "2 rewrites, 3 labels and 2 pairs released", release.release_id, "Rewrites: 2 new.", "1 warnings", "a goal has no exemplar",
+        "2 rewrites, 3 labels and 2 pairs released", release.release_id, "Rewrites: 2 new.", "1 warning.", "a goal has no exemplar",
         "turns read", "a line that is not a JSON object", "980", "unproven", "barge_in", "0.125", "naive timestamps", "12.3", "513",
         "rewrites considered", "rewrites released",
     ]:  # fmt: skip

@@ -8,10 +8,11 @@ import polars as pl
 import pytest
 from test_evidence import Log
 
+from pipelines.link import goal_inputs
 from pipelines.simulate.rings import KINDS, rings
 from rewrite import trust
-from rewrite.contracts import LOG
-from rewrite.evidence import bucket_evidence, merge_evidence
+from rewrite.contracts import GOALS, LOG
+from rewrite.evidence import Options, bucket_evidence, candidates, merge_evidence
 
 
 def honest(users: int = 40, texts: int = 8) -> Log:
@@ -44,6 +45,25 @@ def test_new_accounts_and_accounts_for_pairs_link_nothing() -> None:
     assert set(asks["source"]) == {"lights of"}
     texts = bucket_evidence(log.votes(), learned)["texts"].filter(utterance="open shop")
     assert texts.select("users", "known").row(0) == (1, 0), "who said a text still counts for privacy"
+
+
+def test_what_new_accounts_alone_say_is_nobody_s() -> None:
+    """A ring's own text is said by k accounts, understood and served: still no label, no goal, no text that k share."""
+    log = honest()
+    for r in range(6):
+        log.retry(f"ring{r}", "play jazz", "open shop")
+    learned, _ = judged(log)
+    found = merge_evidence([bucket_evidence(log.votes(), learned)])
+    goals = pl.DataFrame(GOALS.empty_table())
+    mined = candidates(found, goals, as_of=dt.date(2026, 2, 1))
+    labels = mined.labels.filter(utterance="open shop").select("decision", "reason", "users").rows()
+    assert labels == [("rejected", "below_k", 0)] and "open shop" not in mined.pairs.filter(decision="proposed")["anchor"].to_list()
+    assert mined.labels.filter(utterance="lights off")["decision"].to_list() == ["proposed"]
+    texts, _, _ = goal_inputs(found, Options())
+    assert texts.filter(pl.col("utterance") == "open shop", pl.col("users") > 0).is_empty()
+    log.says("h1", "open shop", 0.95, "i")
+    found = merge_evidence([bucket_evidence(log.votes(), judged(log)[0])])
+    assert candidates(found, goals, as_of=dt.date(2026, 2, 1)).labels.filter(utterance="open shop")["users"].to_list() == [7]
 
 
 def test_a_log_of_short_histories_doubts_nobody() -> None:

@@ -184,13 +184,13 @@ def main(options: SiegeOptions) -> int:
 def markdown(table: pl.DataFrame) -> str:
     """The curve as a table that people read."""
     lines = [
-        "| ring | accounts | attacks | released | without defences | honest rewrites | labels kept |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| ring | accounts | attacks | released | without defences | honest rewrites | the same sources | labels kept |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in table.iter_rows(named=True):
         share = f"{r['released'] / r['attacks']:.0%}" if r["attacks"] else "-"
         bare = f"{r['undefended'] / r['attacks']:.0%}" if r["attacks"] else "-"
         lines.append(
-            f"| {r['kind']} | {r['size']} | {r['attacks']} | {share} | {bare} | {r['rewrites_now']:.1%} | {r['labels_kept']:.1%} |"
+            f"| {r['kind']} | {r['size']} | {r['attacks']} | {share} | {bare} | {r['rewrites_now']:.1%} | {r['rewrites_kept']:.1%} | {r['labels_kept']:.1%} |"
         )
     return "\n".join(lines)
