@@ -57,7 +57,9 @@ def measure(turns: int, workers: int, folder: Path, world: Path | None = None) -
     config = folder / "ngrams.toml"
     config.write_text('[embedding]\nmodel = "ngrams"\n')
     load = os.getloadavg()[0]
-    lake = [f"--logs={world}/log", f"--lake={folder}/lake-{turns}", f"--config={config}"]
+    days = sorted(p.stem for p in (world / "log").iterdir())
+    logs = [f"--logs={world}/log/{{date}}.parquet", f"--from={days[0]}", f"--to={days[-1]}"]
+    lake = [*logs, f"--lake={folder}/lake-{turns}", f"--config={config}"]
     run = subprocess.Popen(
         [*command, "mine", *lake, f"--workers={workers}", "--quiet", "--json", "--log=json"],
         cwd=ROOT,
