@@ -10,7 +10,7 @@ from pipelines.store import Store
 
 
 def put(store: Store, attempt: str, parts: list[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    """Keep the buffers as one object; yields each one's key and its place. A worker that does it again writes the same object."""
+    """Keep the buffers, none of them empty, as one object; yields each one's key and its place. A worker that does it again writes the same object."""
     blob = b"".join(data for _, data in parts)
     if not parts:
         return

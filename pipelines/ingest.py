@@ -358,8 +358,9 @@ def run(context: Context, report: Any) -> None:
         if report.skipped:
             inputs.note(context, VERSION, made, {}, {})
             return
-        # few rows: one group per date, whatever its buckets; many: as many groups as keep one small even if all is one date
-        groups = next(g for g in (1, 2, 4, 8, BUCKETS) if g * held >= rows or g == BUCKETS)
+        # few rows of a date: one group, whatever its buckets; many: as many groups as keep one small even if all is one date
+        most = rows if any(f.day is None for f in files.values()) else max(_by_day(files.values()).values(), default=0)
+        groups = next(g for g in (1, 2, 4, 8, BUCKETS) if g * held >= most or g == BUCKETS)
         attempt = f"{context.attempt}/ingest"
         job = Job(
             context.store,
@@ -394,6 +395,13 @@ def run(context: Context, report: Any) -> None:
         report.counts = _summary(per_input, made, len(set(inputs_of) - {UNDATED}))
     for note in report.counts["notes"]:
         context.say(f"  note: {note}")
+
+
+def _by_day(files: Iterable[Source]) -> Counter[date | None]:
+    rows: Counter[date | None] = Counter()
+    for f in files:
+        rows[f.day] += f.rows
+    return rows
 
 
 def _unmapped(files: dict[str, Source], rules: t.Rules) -> list[str]:

@@ -28,6 +28,7 @@ import polars as pl
 
 from rewrite import ngrams, pairs
 from rewrite.alignment import ALIGNMENT, align
+from rewrite.contrast import beyond_places
 from rewrite.curves import LIMIT, Curve, fit_curve, logit, sigmoid
 from rewrite.model import POOL, Detector, Model, TextStats
 from rewrite.text import coded
@@ -48,11 +49,6 @@ SLOPE = 0.5
 """Of the log odds of the cosine, as the first guess: a text half of which is repeated is no better than even."""
 REFERENCES = 400
 MIN_REFERENCES = 50
-PLACES = 30
-"""Pairs of other users, after the most similar replies, that a pair must outdo: one chance in 30. 8 to 100 do as well."""
-POOL_PAIRS = 2000
-"""Pairs that PLACES are looked for among; measured, more change nothing."""
-_BLOCK = 4000  # rows of a dense table at a time
 CONTRASTED = 10_000
 """Pairs per locale whose contrast is measured; measured, more change nothing."""
 UNDECIDED = logit(0.9)
@@ -227,7 +223,8 @@ def _fit_detectors(
     for (name,), rows in _groups(locale):
         rng = np.random.default_rng([seed, len(rows)])
         some = np.sort(rng.choice(rows, min(CONTRASTED, len(rows)), replace=False))
-        contrast[some] = _contrast(turns, i[some], j[some], stats[name], rng)
+        texts, a, b = _distinct(turns, i[some], j[some], stats[name])
+        contrast[some] = beyond_places(turns[i[some]], texts, a, b, rng)
         if MIN_OWN <= len(rows) < n:
             groups[name, POOL] = rows
         for (said_on,), within in _groups(channel.gather(rows)):
@@ -257,42 +254,6 @@ def _fit_detectors(
 
     names = sorted(groups)
     return dict(zip(names, side_by_side(learned, [groups[name] for name in names]), strict=True))
-
-
-def _contrast(turns: pl.DataFrame, i: np.ndarray, j: np.ndarray, stats: TextStats, rng: np.random.Generator) -> np.ndarray:
-    """How much more alike the pairs (i, j) of turns are than i is to the most alike of the second turns of PLACES other
-    users' pairs whose first turn was in the most similar place: shape (n,), 0..1.
-
-    The place of a turn is the reply to it; where there is none, the intent, or else its own text.
-    """
-    n = len(i)
-    texts, a, b = _distinct(turns, i, j, stats)
-    cosine = pairs.cosines(texts.vectors[a], texts.vectors[b])
-    pool = np.sort(rng.choice(n, min(POOL_PAIRS, n), replace=False))
-    if len(pool) <= PLACES:
-        return cosine
-    first = turns.select("user_key", place=pl.coalesce(pl.col("response").str.to_lowercase(), "intent", "key"))[i]
-    user = first["user_key"].rank("dense").to_numpy()
-    distinct, place = coded(first["place"].str.replace_all(r"\s+", " "))
-    vectors = texts.stats.vectors(distinct.to_list())
-    places, seconds = vectors[place[pool]].T.tocsr(), texts.vectors[b[pool]].T.tocsr()
-    ties = rng.random(len(pool)) * 1e-3
-    # as many more than PLACES as one user may have there: enough of anybody else's are left
-    within = min(len(pool), PLACES + int(np.unique(user[pool], return_counts=True)[1].max()))
-    nearest = np.empty((len(distinct), within), np.int32)
-    for s in range(0, len(distinct), _BLOCK):
-        far = -((vectors[s : s + _BLOCK] @ places).toarray() + ties)
-        some = np.argpartition(far, within - 1, axis=1)[:, :within]
-        nearest[s : s + _BLOCK] = np.take_along_axis(some, np.argsort(np.take_along_axis(far, some, axis=1), axis=1), axis=1)
-    most, by_text = np.empty(n), np.argsort(a, kind="stable")
-    for s in range(0, n, _BLOCK):
-        rows = by_text[s : s + _BLOCK]
-        said, at = np.unique(a[rows], return_inverse=True)
-        alike = (texts.vectors[said] @ seconds).toarray()
-        near = nearest[place[rows]]
-        others = np.argsort(user[pool[near]] == user[rows][:, None], axis=1, kind="stable")[:, :PLACES]
-        most[rows] = alike[at[:, None], np.take_along_axis(near, others, axis=1)].max(axis=1)
-    return np.maximum(cosine - most, 0.0)
 
 
 def _fit_related(

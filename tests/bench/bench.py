@@ -1,18 +1,23 @@
-"""Turns per second of `ingest` and `detect`, beside the same work in plain Polars, in the same run; and goals of many texts.
+"""Turns per second of `ingest` and `detect`, beside the same work in plain Polars and in per-element Beam, in the same run; one
+worker against two; goals of many texts; what a turn costs in long logs.
 
     make bench
-    make bench BENCH="--turns 200000 --save"
+    make bench BENCH="--turns 5000000 --times 3 --save"
     make bench BENCH="--turns 0 --texts 1000000"     # goals alone, see goals.py
+    make bench BENCH="--turns 0 --texts 0 --scale 1000000,20000000 --workers 2 --save"     # see scale.py
 
 The jobs run as they do on one machine: Beam's FnApiRunner, users shuffled into buckets, files published by manifest.
 The plain form calls the same functions (contract, scrub, keys, duplicates, sessions, pairs, model, votes) file by file,
 without Beam, shuffle, buckets or manifests, and writes the same rows. The ratio is what the engine costs: it does not
-depend on how busy the machine is, as long as it is as busy in both halves.
+depend on how busy the machine is, as long as it is as busy in both halves. Where it is not, compare CPU seconds.
+
+`peer.py` is the same logic as a dict per turn; it runs on fewer turns, so its turns per second are compared. Two workers are two processes with one Polars thread each, against one such process.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -22,9 +27,14 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import goals  # beside this file
+import pyarrow.parquet as pq
+import scale
 
+from pipelines.config import Config
+from pipelines.context import StageReport
 from pipelines.store import Store
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -33,6 +43,7 @@ HEAD = """# Benchmarks
 `make bench BENCH=--save` adds a table. Compare the ratios within one run; turns per second only on one idle machine.
 """
 DAYS = 7
+WORKERS_TURNS = 1_000_000  # of the comparison of one worker with two: the ratio does not need more
 
 
 def simulate(folder: Path, turns: int) -> Path:
@@ -41,8 +52,18 @@ def simulate(folder: Path, turns: int) -> Path:
     return folder / "log"
 
 
-def run_jobs(log: Path, lake: Path) -> dict[str, tuple[float, float, int]]:
-    """Stage -> seconds, peak MiB, rows it counts."""
+class Took(NamedTuple):
+    seconds: float
+    cpu: float
+    peak_mib: float
+    rows: int  # turns kept, or votes
+
+
+def took(stage: StageReport, rows: int) -> Took:
+    return Took(stage.seconds, stage.cpu_seconds, stage.peak_mib, rows)
+
+
+def run_jobs(log: Path, lake: Path) -> dict[str, Took]:
     from pipelines import jobs
     from pipelines.context import Context
     from pipelines.options import DetectOptions, FitOptions, IngestOptions
@@ -56,11 +77,11 @@ def run_jobs(log: Path, lake: Path) -> dict[str, tuple[float, float, int]]:
         context = Context(options, make=name == "ingest")
         jobs.stage(context, name)
         stage = context.stages[-1]
-        done[name] = (stage.seconds, stage.peak_mib, int(stage.counts.get("votes", stage.counts.get("turns", 0))))
+        done[name] = took(stage, int(stage.counts.get("votes", stage.counts.get("turns", 0))))
     return done
 
 
-def run_plain(log: Path, lake: Path, out: Path) -> dict[str, tuple[float, float, int]]:
+def run_plain(log: Path, lake: Path, out: Path) -> dict[str, Took]:
     """The same two steps without Beam, with the lake's key and model."""
     import polars as pl
 
@@ -99,11 +120,11 @@ def run_plain(log: Path, lake: Path, out: Path) -> dict[str, tuple[float, float,
     done = {}
     with context.stage("plain ingest") as stage:
         rows = sum(ingest_day(f) for f in files)
-    done["ingest"] = (stage.seconds, stage.peak_mib, rows)
+    done["ingest"] = took(stage, rows)
     with context.stage("plain detect") as stage:
         model = modelstore.load(context.store.root, modelstore.current(context.store))
         rows = sum(detect_day(p, model) for p in sorted(out.glob("turns-*.parquet")))
-    done["detect"] = (stage.seconds, stage.peak_mib, rows)
+    done["detect"] = took(stage, rows)
     return done
 
 
@@ -132,25 +153,77 @@ def cpu() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def table(beam: dict, plain: dict, scored: tuple[int, float], load: tuple[float, float]) -> str:
-    turns = beam["ingest"][2]
+STEPS = ("ingest", "detect")
+
+
+def both(steps: dict[str, Took]) -> Took:
+    """Log to votes: the daily steps together."""
+    parts = [steps[n] for n in STEPS]
+    return Took(sum(p.seconds for p in parts), sum(p.cpu for p in parts), max(p.peak_mib for p in parts), steps["ingest"].rows)
+
+
+def table(beam: dict[str, Took], plain: dict[str, Took], scored: tuple[int, float], times: int, load: tuple[float, float]) -> str:
+    turns = beam["ingest"].rows
     lines = [
         f"## {datetime.now(UTC):%Y-%m-%d}, {turns:,} turns kept of {DAYS} days",
         "",
-        f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load[0]:.1f} before and {load[1]:.1f} after.",
+        f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load[0]:.1f} before and {load[1]:.1f} after; "
+        f"best of {times} (by seconds of both steps).",
         "",
-        "| step | Beam, s | turns/s | peak MiB | plain Polars, s | turns/s | peak MiB | Beam / plain |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| step | Beam, s | CPU s | turns/s | peak MiB | plain Polars, s | CPU s | turns/s | peak MiB | Beam / plain | by CPU |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    sums = [sum(x[name][0] for name in ("ingest", "detect")) for x in (beam, plain)]
-    peaks = [max(x[name][1] for name in ("ingest", "detect")) for x in (beam, plain)]
-    rows = [(name, beam[name][0], beam[name][1], plain[name][0], plain[name][1]) for name in ("ingest", "detect")]
-    rows.append(("both", sums[0], peaks[0], sums[1], peaks[1]))
-    for name, b, b_peak, p, p_peak in rows:
-        lines.append(f"| {name} | {b:.1f} | {turns / b:,.0f} | {b_peak:,.0f} | {p:.1f} | {turns / p:,.0f} | {p_peak:,.0f} | {b / p:.2f} |")
+    rows = [(name, beam[name], plain[name]) for name in STEPS] + [("both", both(beam), both(plain))]
+    for name, b, p in rows:
+        sides = (f"{x.seconds:.1f} | {x.cpu:.1f} | {turns / x.seconds:,.0f} | {x.peak_mib:,.0f}" for x in (b, p))
+        lines.append(f"| {name} | {' | '.join(sides)} | {b.seconds / p.seconds:.2f} | {b.cpu / p.cpu:.2f} |")
     n, seconds = scored
-    lines += ["", f"`fit`, once for all days: {beam['fit'][0]:.1f} s."]
+    if "fit" in beam:
+        lines += ["", f"`fit`, once for all days: {beam['fit'].seconds:.1f} s ({beam['fit'].cpu:.1f} CPU)."]
     lines += [f"Features and scores of {n:,} pairs: {seconds:.1f} s of one core, {seconds / n * 1e6:.1f} s per million."]
+    return "\n".join(lines) + "\n"
+
+
+def against_peer(log: Path, lake: Path, out: Path, ours: Took) -> str:
+    """The per-element pipeline on a small log, with the lake's model: turns per second, and how many times ours is."""
+    import peer
+
+    from pipelines import modelstore
+
+    store = Store(str(lake))
+    model = modelstore.load(store.root, str(modelstore.current(store)))
+    start, cpu_start = time.perf_counter(), time.process_time()
+    votes = peer.run(log, out, model, bytes.fromhex(os.environ["SAYAGAIN_USER_KEY"]), Config().sessions.gap)
+    seconds, used = time.perf_counter() - start, time.process_time() - cpu_start
+    rows = sum(pq.read_metadata(p).num_rows for p in log.glob("*.parquet"))
+    return (
+        f"Per-element Beam (`peer.py`) on {rows:,} rows: {seconds:.1f} s ({used:.1f} CPU), {rows / seconds:,.0f} turns/s, {votes:,} votes. "
+        f"Ours: {ours.rows / ours.seconds:,.0f} turns/s, {seconds / rows * ours.rows / ours.seconds:.1f} times as many "
+        f"({used / rows * ours.rows / ours.cpu:.1f} times by CPU seconds).\n"
+    )
+
+
+def workers(log: Path, folder: Path, model_of: Path) -> str:
+    """`ingest` and `detect` from the command line with one and with two worker processes, one Polars thread each."""
+    env = os.environ | {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    seconds, used = {}, {}
+    for n in (1, 2):
+        lake, load = folder / f"workers{n}", os.getloadavg()[0]
+        for name, more in (("ingest", [f"--logs={log}"]), ("detect", [])):
+            command = [sys.executable, "-m", "pipelines", name, f"--lake={lake}", "--quiet", "--json"]
+            # one worker is one process with one thread; without the flag there would be two threads
+            command += [f"--workers={n}"] if n > 1 else ["--beam=--direct_num_workers=1", "--beam=--direct_running_mode=in_memory"]
+            done = subprocess.run([*command, *more], check=True, capture_output=True, text=True, env=env)
+            stage = json.loads(done.stdout.splitlines()[-1])
+            seconds[n, name], used[n, name] = stage["seconds"], stage["cpu_seconds"]
+            if name == "ingest":
+                shutil.copytree(model_of / "models", lake / "models")
+        print(f"{n} worker(s): load {load:.1f}", file=sys.stderr)
+    lines = ["| step | one worker, s | CPU s | two workers, s | CPU s | one / two |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, steps in (*((s, (s,)) for s in STEPS), ("both", STEPS)):
+        one, two = (sum(seconds[n, s] for s in steps) for n in (1, 2))
+        spent = [sum(used[n, s] for s in steps) for n in (1, 2)]
+        lines.append(f"| {name} | {one:.1f} | {spent[0]:.1f} | {two:.1f} | {spent[1]:.1f} | {one / two:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -158,13 +231,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=1_000_000, help="turns of the simulated log (default: 1,000,000)")
     parser.add_argument("--texts", type=int, default=50_000, help="texts to find the goals of, 0 for none (default: 50,000)")
+    parser.add_argument("--times", type=int, default=1, help="runs of both sides, of which the best counts (default: 1)")
+    parser.add_argument("--peer", type=int, default=30_000, help="turns of the per-element pipeline, 0 for none (default: 30,000)")
+    parser.add_argument("--scale", default="", metavar="TURNS,TURNS", help="sizes to mine whole, see scale.py")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of --scale (default: 2)")
     parser.add_argument("--save", action="store_true", help=f"add the table to {RESULTS.name}")
     options = parser.parse_args()
     os.environ.setdefault("SAYAGAIN_USER_KEY", "00" * 32)
     if options.texts:
         bench_goals(options.texts, options.save)
     if options.turns:
-        bench_turns(options.turns, options.save)
+        bench_turns(options)
+    if options.scale:
+        before = os.getloadavg()[0]
+        found, drawn = scale.run([int(n) for n in options.scale.split(",")], options.workers, machine(before))
+        tell(f"## {datetime.now(UTC):%Y-%m-%d}, long logs\n\n{found}", options.save)
+        if options.save:
+            scale.CHART.write_text(drawn)
 
 
 def machine(load: float) -> str:
@@ -186,23 +269,36 @@ def bench_goals(texts: int, save: bool) -> None:
     tell(f"## {datetime.now(UTC):%Y-%m-%d}, goals of {texts:,} texts\n\n{machine(before)}\n\n{table}", save)
 
 
-def bench_turns(turns: int, save: bool) -> None:
+def bench_turns(o: argparse.Namespace) -> None:
     folder = Path(tempfile.mkdtemp(prefix="sayagain-bench-"))
     try:
         print("simulating ...", file=sys.stderr)
-        small, log = simulate(folder / "small", 5_000), simulate(folder / "large", turns)
+        small, log = simulate(folder / "small", 5_000), simulate(folder / "large", o.turns)
         run_jobs(small, folder / "warm")  # imports, and whatever is built once
         before, start = os.getloadavg()[0], time.perf_counter()
-        print("ingest, fit, detect ...", file=sys.stderr)
-        beam = run_jobs(log, folder / "lake")
-        print("the same in plain Polars ...", file=sys.stderr)
-        plain = run_plain(log, folder / "lake", folder / "plain")
-        for name in plain:
-            if plain[name][2] != beam[name][2]:
-                sys.exit(f"{name}: {plain[name][2]} rows in plain Polars, {beam[name][2]} in Beam: this compares nothing")
-        scored = run_pairs(folder / "plain", folder / "lake")
-        text = table(beam, plain, scored, (before, os.getloadavg()[0]))
-        tell(text, save)
+        beams, plains = [], []
+        for n in range(o.times):
+            lake, plain = folder / f"lake{n}", folder / f"plain{n}"
+            print("ingest, fit, detect ...", file=sys.stderr)
+            beams.append(run_jobs(log, lake))
+            print("the same in plain Polars ...", file=sys.stderr)
+            plains.append(run_plain(log, lake, plain))
+            for name in STEPS:
+                if plains[-1][name].rows != beams[-1][name].rows:
+                    sys.exit(f"{name}: {plains[-1][name].rows} rows in plain Polars, {beams[-1][name].rows} in Beam: this compares nothing")
+            if n + 1 < o.times:
+                shutil.rmtree(lake)
+                shutil.rmtree(plain)
+        scored = run_pairs(plain, lake)
+        best = [min(runs, key=lambda r: both(r).seconds) for runs in (beams, plains)]
+        text = table(*best, scored, o.times, (before, os.getloadavg()[0]))
+        if o.peer:
+            print("per-element Beam ...", file=sys.stderr)
+            text += "\n" + against_peer(simulate(folder / "peer", o.peer), lake, folder / "peer-votes", both(best[0]))
+            print("one worker, two workers ...", file=sys.stderr)
+            some = log if o.turns <= WORKERS_TURNS else simulate(folder / "workers", WORKERS_TURNS)
+            text += f"\nOf {min(o.turns, WORKERS_TURNS):,} turns, load {os.getloadavg()[0]:.0f}:\n\n" + workers(some, folder, lake)
+        tell(text, o.save)
         print(f"measured in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     finally:
         shutil.rmtree(folder)
