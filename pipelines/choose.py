@@ -77,7 +77,7 @@ def run(context: Context, as_of: date) -> dict[str, dict[str, Any]]:
         here = pairs.filter(pl.col("locale") == locale)
         before = kept.get(str(locale))
         if before is None or before["pairs"] < FEWEST_PAIRS <= here.height:
-            kept[str(locale)] = measure(here, texts["source"].to_list(), context.config.embedding.device)
+            kept[str(locale)] = measure(str(locale), here, texts["source"].to_list(), context.config.embedding.device)
     kept = dict(sorted(kept.items()))
     store.put(CHOICE, (json.dumps(kept, indent=1) + "\n").encode())
     return kept
@@ -87,8 +87,9 @@ def _aside(attempt: str, entry: FileEntry) -> FileEntry:
     return FileEntry(f"_attempts/{attempt}/{entry.path}", entry.rows, entry.bytes, entry.sha256, entry.bucket)
 
 
-def measure(pairs: pl.DataFrame, texts: list[str], device: str) -> dict[str, Any]:
-    """One locale's row of the table. `pairs`: source, target of asked-again pairs; `texts`: any of the locale's."""
+def measure(locale: str, pairs: pl.DataFrame, texts: list[str], device: str) -> dict[str, Any]:
+    """One locale's row of the table. `pairs`: source, target of asked-again pairs; `texts`: any of the locale's. A model reads nothing of
+    a language that it was not taught, whatever its letters."""
     from pipelines.encode import encoder
 
     row: dict[str, Any] = {"pairs": pairs.height, "auc": {}, "far_auc": {}, "reads": {}}
@@ -97,7 +98,7 @@ def measure(pairs: pl.DataFrame, texts: list[str], device: str) -> dict[str, Any
         model = encoder(name, device)
         enough = pairs.height >= FEWEST_PAIRS
         found = separation(model.encode(pairs["source"].to_list()), model.encode(pairs["target"].to_list())) if enough else None
-        reads = float(model.readable(texts[:PAIRS]).mean())
+        reads = float(model.readable(texts[:PAIRS]).mean()) if models.taught(name, locale) else 0.0
         row["reads"][name] = round(reads, 4)
         if found is not None:
             row["auc"][name], row["far_auc"][name] = round(found.auc, 4), round(float(found.far.mean()), 4)

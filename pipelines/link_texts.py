@@ -89,7 +89,7 @@ def read_texts(path: str) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def embed(texts: pl.DataFrame, spec: str, device: str) -> tuple[np.ndarray | None, dict[str, dict[str, Any]]]:
     """float32 (texts.height, widest dimension), and per locale the model that read it. Without a log no pairs choose the model:
-    with `auto` the first one that knows the locale's tokens does."""
+    with `auto` the first one that was taught the locale's language and knows its tokens does."""
     from pipelines.encode import encoder
 
     none = pl.DataFrame(schema={"source": pl.String, "target": pl.String})
@@ -97,7 +97,7 @@ def embed(texts: pl.DataFrame, spec: str, device: str) -> tuple[np.ndarray | Non
     parts = []
     for (locale,), here in texts.with_row_index("at").group_by("locale", maintain_order=True):
         keys = here["utterance"].to_list()
-        row = choose.measure(none, keys, device) if spec == models.AUTO else {"model": spec, "why": "configured"}
+        row = choose.measure(str(locale), none, keys, device) if spec == models.AUTO else {"model": spec, "why": "configured"}
         choice[str(locale)] = row | {"texts": here.height}
         parts.append((here["at"].to_numpy(), encoder(row["model"], device).encode(keys)))
     if not parts:

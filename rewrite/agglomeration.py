@@ -8,6 +8,11 @@ In every round each cluster names the goal that its evidence favours, and joins 
   two mean vectors). One chance link between two big clusters therefore joins nothing, where connected components would chain them.
 - A lexicon: texts that are equal once synonyms are exchanged, as far as such texts were served the same.
 - Against: two different interpretations never meet; nor do texts with different numbers, by what they look like.
+
+Not Leiden (CPM or modularity over the edges' probabilities, resolutions over a factor of ten): it knows no pair that must not meet, and
+trades precision for recall. B-cubed F1 (precision) of texts that 3+ users said, agglomeration beside the best Leiden: .957 (.996) and
+.893 (.920) in en-US-small, .930 (.994) and .844 (.902) in de-DE. Without intents its best F1 is higher, .783 and .711 beside .743 and
+.611, at a precision of .77 where this has .97: a wrong member of a goal serves somebody a wrong rewrite, a missing one serves nobody.
 """
 
 from __future__ import annotations

@@ -86,16 +86,25 @@ def test_the_wide_model_is_asked_only_where_the_fast_one_fails(monkeypatch):
 
     sides = pl.DataFrame({"source": [f"a {i}" for i in range(100)], "target": [f"b {i}" for i in range(100)]})
     monkeypatch.setattr(pipelines.encode, "encoder", encoder({}))
-    row = job.measure(sides, ["a 1"], "cpu")
+    row = job.measure("en-US", sides, ["a 1"], "cpu")
     assert row["model"] == job.models.FAST
     assert asked == [job.models.FAST, job.models.NGRAMS]
     monkeypatch.setattr(pipelines.encode, "encoder", encoder({job.models.FAST: 0.4}))
-    assert job.measure(sides, ["a 1"], "cpu")["model"] == job.models.NGRAMS, "a tie is not worth the dearer one"
+    assert job.measure("en-US", sides, ["a 1"], "cpu")["model"] == job.models.NGRAMS, "a tie is not worth the dearer one"
     monkeypatch.setattr(pipelines.encode, "encoder", encoder({job.models.FAST: 0.4, job.models.NGRAMS: 0.4}))
-    row = job.measure(sides, ["a 1"], "cpu")
+    row = job.measure("en-US", sides, ["a 1"], "cpu")
     assert row["model"] == job.models.WIDE
     assert set(row["auc"]) == {job.models.FAST, job.models.WIDE, job.models.NGRAMS}
     assert row["auc"][job.models.FAST] < row["auc"][job.models.WIDE]
+
+
+def test_letters_are_no_language(monkeypatch):
+    import pipelines.encode
+
+    monkeypatch.setattr(pipelines.encode, "encoder", lambda name, device: Fake(1, 1))
+    none = pl.DataFrame(schema={"source": pl.String, "target": pl.String})
+    read = {x: job.measure(x, none, ["a 1"], "cpu")["model"] for x in ("fi", "fi-FI", "pt-BR", "zh_CN", "und")}
+    assert read == {"fi": job.models.WIDE, "fi-FI": job.models.WIDE} | dict.fromkeys(("pt-BR", "zh_CN", "und"), job.models.FAST)
 
 
 def test_the_sample_does_not_depend_on_rows_or_shards():
