@@ -102,7 +102,7 @@ def distil(texts: list[str], encode: Callable[[list[str]], np.ndarray]) -> Any:
     for row, encoding in enumerate(tokenizer.encode_batch(taught, add_special_tokens=False)):
         if encoding.ids:
             np.add.at(pieces[row], encoding.ids, 1 / len(encoding.ids))
-    names = [tokenizer.id_to_token(i).replace("▁", " ").strip() for i in range(tokenizer.get_vocab_size())]
+    names = [(tokenizer.id_to_token(i) or "").replace("▁", " ").strip() for i in range(tokenizer.get_vocab_size())]
     alone = encode(names).astype(np.float32)
     # ridge around that, in its dual form: texts are fewer than pieces; a row is a mean, so its pieces weigh 1 / length
     within = pieces @ pieces.T
