@@ -85,7 +85,8 @@ def tell(
     said = labels.filter(pl.col("utterance") == text)
     users = max([*at["users"], *said["users"], *rewrites.filter(pl.col("source") == text)["source_users"], 0])
     story: dict[str, Any] = {"text": text, "as_of": as_of, "k": k, "users": users if private or users >= k else None}
-    if story["users"] is None or not users:
+    nowhere = at.is_empty() and said.is_empty() and rewrites.filter(pl.col("source") == text).is_empty()
+    if story["users"] is None or nowhere:
         story["why"] = (
             f"no text with this key was mined as of {as_of}"
             if private
@@ -131,10 +132,8 @@ def lines(story: dict[str, Any]) -> list[str]:
     """The story for a terminal."""
     out = [f'"{printable(story["text"])}"  (as of {story["as_of"]})']
     if story.get("why"):
-        out.append(f"  {story['why']}")
-    if story["users"] is None or not story["users"]:
-        return out
-    out.append(f"  said by {story['users']} users")
+        return [*out, f"  {story['why']}"]
+    out.append(f"  said by {story['users']} users" if story["users"] else "  said by new accounts alone, which count beside known ones")
     for g in story["goals"]:
         out.append(f"  goal {g['goal_id']} in {g['locale']}, membership {g['membership']:.2f}")
     if story["other_wordings"]:
