@@ -29,7 +29,7 @@ TEXT = """# What a turn costs
 {rows}
 
 **Extrapolated, not measured**: a billion turns a day through the daily stages ({daily}) at this rate are {hours:,.0f} core-hours a day, so about
-{cores:,.0f} cores busy all day, if cost per turn stays as it is here. `fit` reads at most 600,000 turns whatever the day. `embed`, `link`, `aggregate` and `release` grow
+{cores:,.1f} cores busy all day, if cost per turn stays as it is here. `fit` reads at most 600,000 turns whatever the day. `embed`, `link`, `aggregate` and `release` grow
 with the distinct texts and users of the window rather than with turns; no figure for them at that size follows from this table.
 """
 
