@@ -28,6 +28,16 @@ def fitted() -> tuple[pl.DataFrame, pl.DataFrame, Model]:
     return turns, truth, asked_again.fit(turns, seed=1)
 
 
+def test_a_model_does_not_depend_on_threads(monkeypatch):
+    """Several locales, so that there are parts to learn side by side."""
+    turns = pl.concat([world(n, 400, locale)[0] for n, locale in enumerate(("xx", "yy", "zz"))])
+    models = []
+    for threads in (1, 4):
+        monkeypatch.setattr(pl, "thread_pool_size", lambda n=threads: n)
+        models.append(asked_again.fit(turns).fingerprint)
+    assert models[0] == models[1]
+
+
 def neighbours(rephrases: pl.DataFrame, truth: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     goal = truth.select("turn_id", "goal")
     j = rephrases.filter(lag=1).join(goal, on="turn_id").join(goal.rename({"turn_id": "next_turn_id", "goal": "goal_2"}), on="next_turn_id")
