@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from faults import CONFIG
 from running import DIED, contents, difference, run_dying, simulate
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
@@ -10,7 +11,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 def test_three_deaths_change_nothing(tmp_path):
     log = simulate(tmp_path / "world", 4_000, 2)
-    mine = ["mine", f"--logs={log}", "--quiet"]
+    config = tmp_path / "c.toml"
+    config.write_text(CONFIG)
+    mine = ["mine", f"--logs={log}", f"--config={config}", "--quiet"]
     _, changes = run_dying(0, *mine, f"--lake={tmp_path}/calm")
     calm = contents(tmp_path / "calm")
     assert "releases/LATEST" in calm

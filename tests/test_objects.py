@@ -105,7 +105,7 @@ def tree(root: str) -> dict[str, str]:
 
 @pytest.mark.e2e
 def test_a_whole_run_on_s3_gives_the_bytes_of_a_local_one(root, tmp_path):
-    """The log is read from S3 by Beam's file system, the lake is there too, two worker processes write to it."""
+    """The log is read from S3 by Beam's file system, the lake is there too, two worker processes write its first tables."""
     from running import run, simulate
 
     log = simulate(tmp_path / "world", 3_000, 2)
@@ -116,10 +116,12 @@ def test_a_whole_run_on_s3_gives_the_bytes_of_a_local_one(root, tmp_path):
         obstore.put(bucket, f"log/{file.name}", file.read_bytes())
     days = ["--from=2026-01-01", "--to=2026-01-02", "--quiet", f"--config={config}"]
     run("mine", f"--logs={log}/{{date}}.parquet", f"--lake={tmp_path}/lake", *days)
-    run("mine", f"--logs={root}/log/{{date}}.parquet", f"--lake={root}/lake", *days, "--workers=2")
+    logs = f"--logs={root}/log/{{date}}.parquet"
+    run("ingest", logs, f"--lake={root}/lake", *days, "--workers=2")
+    run("mine", logs, f"--lake={root}/lake", *days)
     ours, theirs = tree(f"{root}/lake"), tree(str(tmp_path / "lake"))
     # what a manifest or a note says of its input names where the log lies
     same = [p for p in theirs if p.startswith(("rephrases/", "outcomes/", "votes/", "goals/", "candidates/", "splits/", "releases/LATEST"))]
     assert len(same) > 20 and [p for p in same if ours.get(p) != theirs[p]] == []
-    run("mine", f"--logs={root}/log/{{date}}.parquet", f"--lake={root}/lake", *days)
+    run("mine", logs, f"--lake={root}/lake", *days)
     assert tree(f"{root}/lake") == ours
