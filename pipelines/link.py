@@ -11,7 +11,7 @@ import apache_beam as beam
 import numpy as np
 import polars as pl
 
-from pipelines import cells, embed, engine, lexicon, shards, window
+from pipelines import cells, embed, engine, lexicon, models, shards, window
 from pipelines.context import Context
 from pipelines.errors import LakeError
 from pipelines.plan import Plan
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rewrite.evidence import Options
     from rewrite.lexicon import Rows
 
-VERSION = 5
+VERSION = 6
 READS = {"votes": contracts.VOTES.names, "embeddings": ["key", "vector"], "goals": contracts.GOALS.names}
 WRITES = {"goals": contracts.GOALS.names, "goal_edges": contracts.GOAL_EDGES.names, "goal_changes": contracts.GOAL_CHANGES.names}
 SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CHANGES, "goals": contracts.GOALS}  # goals last
@@ -80,6 +80,7 @@ class BuildGoals(beam.DoFn):
             models=model,
             lexicon=self._words,
             near=cells.neighbours(found),
+            untaught=untaught(self._embeddings, texts["locale"].unique().sort()),
         )
         partition = f"as_of={self._as_of}"
         recall = graph.curves["recall"].min() if graph.curves.height else 1.0
@@ -95,6 +96,12 @@ class BuildGoals(beam.DoFn):
                 recall=recall,
                 embedded=0 if vectors is None else int(np.isfinite(vectors[:, 0]).sum()),
             )
+
+
+def untaught(have: embed.Current | None, locales: Iterable[str]) -> list[str]:
+    """Those of the locales that are read by a model which was not taught their language."""
+    chosen = have.choice if have else {}
+    return [lo for lo in locales if have and not models.taught(chosen[lo]["model"] if lo in chosen else have.model, lo)]
 
 
 def goal_inputs(evidence: dict[str, pl.DataFrame], options: Options) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:

@@ -10,7 +10,7 @@ Last, clusters of different locales that mean the same get one goal (`rewrite.ac
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,7 @@ def build_goals(
     models: pl.Series | None = None,
     lexicon: Rows = (),
     near: Mapping[str, Near] | None = None,
+    untaught: Collection[str] = (),
 ) -> GoalGraph:
     """Every text gets exactly one goal; the result does not depend on the order of any rows.
 
@@ -67,6 +68,7 @@ def build_goals(
     - `lexicon`: (locale, phrase, locale, phrase) that say the same (`rewrite.lexicon`).
     - `near`: per locale the neighbours of its texts that have a vector, in the order of their keys, where they were searched before
       (`pipelines.cells`); the others are searched here.
+    - `untaught`: locales whose language their model was not taught (`rewrite.across`).
 
     Raises ValueError for misaligned vectors, repeated texts, or a probability out of range.
     """
@@ -101,6 +103,7 @@ def build_goals(
             [says[k] if k >= 0 else None for k in meaning.key.tolist()],
             texts["utterance"].to_list(),
             lexicon,
+            untaught,
         )
         edges = pl.concat([edges, across], how="diagonal")
         goals = _one_exemplar(goals.with_columns(goal=pl.Series(joined)))

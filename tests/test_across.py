@@ -6,6 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipelines import models
+from pipelines.embed import Current
+from pipelines.link import untaught
 from rewrite.across import join_locales, meaning_name
 from rewrite.goals import build_goals
 
@@ -115,12 +118,21 @@ def test_a_language_just_launched_meets_by_its_wordings():
     cluster = np.concatenate([np.arange(2 * TOPICS), np.arange(TOPICS, 2 * TOPICS)])
     known = [f"m{i}" for i in range(TOPICS)] + [None] * (2 * TOPICS)
 
-    def meet(second: np.ndarray) -> list[tuple[int, int]]:
-        got, links = join_locales(order, cluster, np.full(900, 3), np.concatenate([vectors, second]), ["m"] * 900, known)
+    def meet(second: np.ndarray, untaught: tuple[str, ...] = ()) -> list[tuple[int, int]]:
+        every = np.concatenate([vectors, second])
+        got, links = join_locales(order, cluster, np.full(900, 3), every, ["m"] * 900, known, untaught=untaught)
         assert (links["probability"] >= 0.7).all()
         return [(int(a), b) for b, a in enumerate(got[TOPICS : 2 * TOPICS]) if a < TOPICS]
 
     found = meet(again[TOPICS:])
     assert len(found) > TOPICS / 2 and np.mean([a == b for a, b in found]) > 0.95
+    assert meet(again[TOPICS:], ("en",)) == [], "its model cannot read it: what its wordings agree on may be names alone"
     noise = np.random.default_rng(5).normal(size=(TOPICS, 32)).astype(np.float32)
     assert meet(noise / np.linalg.norm(noise, axis=1, keepdims=True)) == []  # wordings that agree on nothing
+
+
+def test_which_locales_a_model_was_not_taught():
+    have = Current(models.AUTO, "", {}, {"sw-KE": {"model": models.FAST}, "hi-IN": {"model": models.WIDE}, "ja-JP": {"model": models.FAST}})
+    assert untaught(have, ["hi-IN", "ja-JP", "sw-KE"]) == ["sw-KE"]
+    assert untaught(Current(models.FAST, "", {}, {}), ["fi-FI", "pt-BR", "und"]) == ["fi-FI"]
+    assert untaught(Current("a/model", "", {}, {}), ["fi-FI"]) == [] == untaught(None, ["fi-FI"])
