@@ -288,12 +288,11 @@ def _background(nearest: np.ndarray, cosine: np.ndarray, random: np.ndarray, tex
     they do not, chance alone explains a cosine, and no more is believed than 1 - (expected chance neighbours at least this
     near) / (seen), chance being a normal fitted to random pairs. The way has no scale of a model or a language left;
     squared, it puts the least probability of two unknown clusters at four fifths of the way, where average linkage agreed best
-    with lists of wordings in 20 languages (of the fast model and the wide one; mean F1 .672, .665 at .75, .664 at .85). What would choose
+    with lists of wordings in 19 languages (of the fast model and the wide one; mean F1 .672, .665 at .75, .664 at .85). What would choose
     the cut anew in each list (the best silhouette; agreement with a tree of character n-grams) chose worse in most. Likeness made of
     more than the cosine did not hold in all lists either: n-grams or words mixed in, profiles against landmarks (mean F1 up by
-    .005 in 15 lists of commands, down by .05 in one of paraphrases), CSLS, whitening, two models at once; nor is one word exchanged
-    a sign (the same share of pairs is one goal as of others, language by language: .08 to .72). A ranking made comparable,
-    not a frequency.
+    .005 in 15 lists of commands, down by .05 in one of paraphrases), CSLS, whitening, two models at once. One word exchanged for another
+    is one goal in .08 to .72 of the pairs, by language: nothing to set for all. A ranking made comparable, not a frequency.
     """
     from scipy.special import ndtr
 
