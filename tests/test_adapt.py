@@ -135,7 +135,7 @@ def test_adapt_keeps_what_is_better_as_safetensors(tmp_path: Path, monkeypatch: 
     texts = pl.concat([said["anchor"], said["positive"]]).unique().sort()
     goals = pl.DataFrame({"locale": "en-US", "utterance": texts, "users": 5})
     rng = np.random.default_rng(0)
-    base = adaptation.distil(texts.to_list(), rng.normal(size=(len(texts), 24)))
+    base = adaptation.distil(texts.to_list(), lambda said: rng.normal(size=(len(said), 24)))
     base.save(str(tmp_path / "base"), safe_serialization=True)
     options = AdaptOptions(lake="-", out=str(tmp_path / "out"), model=str(tmp_path / "base"), json=True)
     (tmp_path / "out" / "encoder").mkdir(parents=True)
