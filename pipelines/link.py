@@ -206,3 +206,8 @@ def run(context: Context, report: Any) -> None:
     for locale, row in have.choice.items():
         others = ", ".join(f"{name} {row['far_auc'][name]:.3f}" for name in row["far_auc"]) or "nothing measured"
         context.say(f"texts of {locale} are read by {row['model']}: {row['why']} ({row['pairs']} pairs; {others})")
+    for locale in untaught(have, have.choice) if len(have.choice) > 1 else ():
+        context.say(
+            f"texts of {locale}: the model was not taught this language; as long as the log has no intents of it, its goals stay apart from those of "
+            f'other languages. embedding.model = "{models.WIDE}" for all of them reads about 100 languages'
+        )
