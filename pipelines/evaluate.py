@@ -141,7 +141,7 @@ def worth_of(store: Store, release_id: str | None) -> dict[str, Any]:
 def lines(found: dict[str, Any]) -> list[str]:
     """The table for a terminal."""
     rows = found["test_rows"]
-    head = f"{'':<34}{'labels':>8}" + "".join(f"{f'{part} ({rows[part]:,})':>26}" for part in rows)
+    head = f"{'':<34}{'labels':>8}" + "".join(f"{f'{part} ({rows[part]:,})':>29}" for part in rows)
     out = [
         f"{found['release_id']}: accuracy on {rows['all']:,} test rows, mean of {found['seeds']} models, and the gain with its 95 % interval"
     ]
@@ -156,8 +156,8 @@ def lines(found: dict[str, Any]) -> list[str]:
             "-" if s["accuracy"][p] is None else f"{s['accuracy'][p]:.1%}" + ("" if s["name"] == "before" else f" {interval(s['gain'][p])}")
             for p in rows
         ]
-        out.append(f"{NAMES[s['name']]:<34}{s['labels']:>8,}" + "".join(f"{c:>26}" for c in cells))
+        out.append(f"{NAMES[s['name']]:<34}{s['labels']:>8,}" + "".join(f"{c:>29}" for c in cells))
     for name, gain in found["labels_over"].items():
         words = {"random": "the labels over random ones", "majority": "the labels over the vote"}[name]
-        out.append(f"{words:<42}" + "".join(f"{interval(gain[p]):>26}" for p in rows))
+        out.append(f"{words:<42}" + "".join(f"{interval(gain[p]):>29}" for p in rows))
     return out
