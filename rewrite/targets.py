@@ -51,7 +51,8 @@ def with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFra
         .with_columns(pl.col("pair_users").fill_null(0))
     )
     pairs = pairs.with_columns(
-        _lost=_missing(pairs, "s_values", "t_text", "t_values"),
+        # what a source does not say it cannot lose: the slots of a text that fails may be of another request
+        _lost=_missing(pairs, "s_values", "t_text", "t_values", said="s_text"),
         _extra=_missing(pairs, "t_values", "s_text", "s_values"),
     )
     block = (
@@ -128,10 +129,12 @@ def _only_wording(pairs: pl.DataFrame, pool: Pool) -> pl.Series:
     return rows.select(pl.col("intent").is_not_null() & (others <= 0) & (alike <= 0)).to_series()
 
 
-def _missing(pairs: pl.DataFrame, values: str, text: str, other: str) -> pl.Series:
-    """Per row, how many of the values are neither in the text nor among the other side's values."""
-    long = pairs.select(values, text, other).with_row_index("row").explode(values, empty_as_null=False).filter(pl.col(values).is_not_null())
+def _missing(pairs: pl.DataFrame, values: str, text: str, other: str, said: str | None = None) -> pl.Series:
+    """Per row, how many of the values are neither in the text nor among the other side's values; of those that `said` holds, if given."""
+    long = pairs.with_row_index("row").explode(values, empty_as_null=False).filter(pl.col(values).is_not_null())
     gone = ~(pl.col(text).str.contains(pl.col(values), literal=True) | pl.col(other).list.contains(pl.col(values)))
+    if said:
+        gone &= pl.col(said).str.contains(pl.col(values), literal=True)
     count = long.group_by("row").agg(gone=gone.sum())
     rows = pl.DataFrame({"row": pl.Series(range(pairs.height), dtype=pl.UInt32)})
     return rows.join(count, on="row", how="left", maintain_order="left")["gone"].fill_null(0).cast(pl.Int64)

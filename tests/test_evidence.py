@@ -256,3 +256,17 @@ def test_success_recovers_planted_rates() -> None:
     assert np.abs(pooled.mean - rate).mean() < 0.06
     assert ((pooled.mean > 0.3) & (pooled.mean < 0.7))[rate == 0.5].mean() > 0.8
     assert pooled.posterior.sum(axis=1) == pytest.approx(np.ones(600))
+
+
+def test_a_source_cannot_lose_a_value_that_it_does_not_say() -> None:
+    """The slots of a misread text may be of another request; those that it says must be kept."""
+    from rewrite.targets import _missing
+
+    rows = [
+        ("play blues", ["jazz"], "start blues", []),
+        ("play blues", ["blues"], "start jazz", []),
+        ("play blues", ["blues"], "start", ["blues"]),
+    ]
+    pairs = pl.DataFrame(rows, schema={"s": pl.String, "v": pl.List(pl.String), "t": pl.String, "w": pl.List(pl.String)}, orient="row")
+    assert _missing(pairs, "v", "t", "w", said="s").to_list() == [0, 1, 0]
+    assert _missing(pairs, "v", "t", "w").to_list() == [1, 1, 0]
