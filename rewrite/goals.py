@@ -2,7 +2,7 @@
 
 Texts served with one interpretation that holds a slot value are one goal from the start: that is by far the most precise
 signal a log has (.97 to 1 on simulated logs). Everything else (texts that fail, logs without intents) is joined by
-agglomeration (`rewrite.agglomeration`), by who asked again, by likeness (`rewrite.landmarks`) and by a lexicon.
+agglomeration (`rewrite.agglomeration`), by who asked again, by likeness and what was served (`rewrite.goal_evidence`), and by a lexicon.
 
 Last, clusters of different locales that mean the same get one goal (`rewrite.across`).
 """
