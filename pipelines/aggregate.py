@@ -43,9 +43,9 @@ class Decide(beam.DoFn):
 
 
 class Aggregate(beam.PTransform):
-    """Shards of votes, one per bucket of users -> receipts of the candidate tables."""
+    """What `gather` gathers evidence from -> receipts of the candidate tables."""
 
-    def __init__(self, store: Store, gather: window.GatherEvidence, *decide: Any):
+    def __init__(self, store: Store, gather: beam.PTransform, *decide: Any):
         super().__init__()
         self._gather, self._decide = gather, Decide(store, *decide)
 
@@ -70,6 +70,15 @@ def settings(context: Context) -> dict[str, Any]:
     return {"k": p.k, "burst": p.burst, "scarce": p.scarce, **decided}
 
 
+def _evidence(context: Context, as_of: date) -> tuple[list[Any], beam.PTransform]:
+    """(work items, how they become evidence): what `link` of the same run kept, else the votes, one shard per bucket of users."""
+    place = window.kept(context, as_of, history=_careful(context))
+    if context.store.list(place):
+        return [place], beam.ParDo(window.KeptEvidence(context.store))
+    work = shards.by_bucket(window.manifests(context, as_of, _careful(context)))
+    return work, window.GatherEvidence(context.store, window.rules(context), len(work), context.window(as_of)[0])
+
+
 def plan(context: Context) -> Plan:
     """The candidates of the as-of date, unless they were made from the same votes."""
     return window.plan(context, list(WRITES), _fingerprint)
@@ -88,8 +97,7 @@ def run(context: Context, report: Any) -> None:
     if goals is None:
         raise LakeError(f"there are no goals as of {as_of}; run `sayagain link --lake {context.options.lake} --as-of {as_of}` first")
     with context.store.lease("as_of"):
-        work = shards.by_bucket(window.manifests(context, as_of, _careful(context)))
-        gather = window.GatherEvidence(context.store, window.rules(context), len(work), context.window(as_of)[0])
+        work, gather = _evidence(context, as_of)
         transform = Aggregate(context.store, gather, f"{context.attempt}/aggregate", as_of, settings(context), goals, len(work))
         receipts = engine.execute(context, "aggregate", work, transform, expect=len(CANDIDATES))
         fingerprint = _fingerprint(context, as_of)

@@ -72,6 +72,7 @@ class Context:
         self.notes: list[str] = []  # what the summary should mention
         self.result: dict[str, Any] = {}  # what the release job decided
         self.exit_code = 0
+        self.shares = False  # a stage keeps what a later stage of this run would gather again
         self.pinned_as_of: date | None = None  # the one of this round, where a run makes several
         if not dry:
             self._open_lake(make)

@@ -32,16 +32,19 @@ SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CH
 
 
 class Inputs(beam.DoFn):
-    """The window's evidence -> what the goal graph is made from; one element."""
+    """The window's evidence -> what the goal graph is made from; one element. `keep`: where the evidence stays for `aggregate`, or nowhere."""
 
-    def __init__(self, k: int, sent: int, burst: float, scarce: float):
-        self._k, self._sent, self._burst, self._scarce = k, sent, burst, scarce
+    def __init__(self, store: Store, keep: str, k: int, sent: int, burst: float, scarce: float):
+        self._store, self._keep, self._k, self._sent, self._burst, self._scarce = store, keep, k, sent, burst, scarce
 
     def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[window.Tables]:
         from rewrite.evidence import Options
 
         options = Options(k=self._k, burst=self._burst, scarce=self._scarce)
-        found = goal_inputs(window.merged(element[1], self._sent), options)
+        evidence = window.merged(element[1], self._sent)
+        if self._keep:
+            window.keep(self._store, self._keep, evidence)
+        found = goal_inputs(evidence, options)
         yield {name: engine.to_ipc(frame) for name, frame in zip(("texts", "links", "served"), found, strict=True)}
 
 
@@ -108,7 +111,7 @@ def goal_inputs(evidence: dict[str, pl.DataFrame], options: Options) -> tuple[pl
     """`texts`, `links` and `served` of `rewrite.goals.build_goals`, from merged evidence: texts of k users, or asked again."""
     from rewrite.pool import MILLION, build
 
-    pool = build(evidence, shards.empty(contracts.GOALS), options)
+    pool = build(evidence, shards.empty(contracts.GOALS), options, chained=False)
     texts = pool.texts.filter(~pl.col("placeholder"))
     links = (
         pool.asks.group_by("s", "t")
@@ -147,9 +150,10 @@ class Link(beam.PTransform):
 def steps(context: Context, attempt: str, as_of: date, have: embed.Current, last: Manifest | None, buckets: int) -> Link:
     """The transform of one run of the job, over so many buckets of votes."""
     c, store = context.config, context.store
+    keep = window.kept(context, as_of) if context.shares else ""
     return Link(
-        window.GatherEvidence(store, window.rules(context), buckets, tested=False),
-        Inputs(c.privacy.k, buckets, c.privacy.burst, c.privacy.scarce),
+        window.GatherEvidence(store, window.rules(context), buckets, tested=bool(keep)),
+        Inputs(store, keep, c.privacy.k, buckets, c.privacy.burst, c.privacy.scarce),
         cells.NearNeighbours(store, attempt, have, cells.Plan(NEIGHBOURS, c.run.seed, nb.EXACT, nb.PER_CELL)),
         BuildGoals(store, attempt, as_of, have, last, c.run.seed, _lexicon(context)),
     )

@@ -26,7 +26,7 @@ def main(options: MineOptions) -> int:
         for name in DAILY:
             jobs.stage(context, name)
         for day in _as_ofs(context):
-            context.pinned_as_of = day
+            context.pinned_as_of, context.shares = day, True
             for name in AS_OF:
                 jobs.stage(context, name)
         reporting.finish_run(context)

@@ -118,6 +118,28 @@ class GatherEvidence(beam.PTransform):
         )
 
 
+class KeptEvidence(beam.DoFn):
+    """Where an earlier stage of the run left the evidence (`keep`) -> what GatherEvidence yields: one element, of one part."""
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    def process(self, place: str) -> Iterable[tuple[int, list[Tables]]]:
+        yield 0, [{path.rpartition("/")[2]: self._store.get(path) for path in self._store.list(place)}]
+
+
+def kept(context: Context, as_of: date, *, history: bool = False) -> str:
+    """Where `link` leaves the evidence that it gathered for `aggregate` of the same run, if that is made of the same votes: the
+    window's, of all that it takes to decide. In the run's attempt folder, so it goes with the run."""
+    return f"_attempts/{context.attempt}/evidence/{fingerprint(context, as_of, context.config.fingerprint('privacy'), history=history)}"
+
+
+def keep(store: Store, place: str, found: dict[str, pl.DataFrame]) -> None:
+    """Leave merged evidence for `KeptEvidence`. A worker that does it again writes the same bytes."""
+    for name, table in found.items():
+        store.put(f"{place}/{name}", engine.to_ipc(table))
+
+
 def rules(context: Context) -> trust.Rules:
     """What an account must show, by the configuration."""
     p = context.config.privacy

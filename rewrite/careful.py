@@ -49,6 +49,11 @@ class Tested:
     users: np.ndarray
 
 
+def ask_id() -> pl.Expr:
+    """UInt64: an opaque name of a user's going on from a source, the same in every shard."""
+    return pl.struct(pl.col(c).cast(pl.String) for c in ("user_key", "locale", "source")).hash()
+
+
 def trials(frame: pl.LazyFrame) -> pl.LazyFrame:
     """What each user of a source went on to, on the first day that an assistant version heard it from them.
 
@@ -59,7 +64,7 @@ def trials(frame: pl.LazyFrame) -> pl.LazyFrame:
     """
     version = pl.col("assistant_version").fill_null("").alias("version")
     frame = frame.filter("known", pl.col("copy").is_null()).with_columns(
-        version, ask=pl.struct("user_key", "locale", "source").hash(), rewritten=pl.col("treatment") == "rewritten"
+        version, ask=ask_id(), rewritten=pl.col("treatment") == "rewritten"
     )
     who = ["user_key", "locale", "source", "version"]
     link, outcome = frame.filter(pl.col("kind") != "outcome", ~pl.col("rewritten")), frame.filter(pl.col("kind") == "outcome")

@@ -19,9 +19,10 @@ from typing import Final
 
 import polars as pl
 
-from rewrite.careful import trials
+from rewrite.careful import ask_id, trials
 from rewrite.contracts import VOTES
 from rewrite.success import vote_bin
+from rewrite.text import as_enums, as_strings
 from rewrite.trust import Rules, Trust, judge
 
 MILLION: Final = 1_000_000
@@ -117,7 +118,7 @@ def bucket_evidence(
 
     `asks` keeps one opaque number per user and source, which cannot be joined across sources.
     """
-    believed = believed_votes(votes, trust).collect()
+    believed = believed_votes(as_enums(votes, ("user_key",), ("source", "target")), trust).collect()
     window = believed if since is None else believed.filter(pl.col("date") >= since)
     one = user_votes(window.lazy(), trust).lazy()
     alone = pl.col("treatment") != "rewritten"
@@ -156,11 +157,11 @@ def bucket_evidence(
         "causes": per_cause.filter(pl.col("cause").is_not_null())
         .group_by("locale", "utterance", "cause")
         .agg(failed=(MILLION - pl.col("value")).sum()),
-        "asks": per_link.with_columns(ask=pl.struct("user_key", "locale", "source").hash()).drop("user_key"),
+        "asks": per_link.with_columns(ask=ask_id()).drop("user_key"),
         "trials": trials((believed if tested else believed.clear()).lazy()),
     }
     done = pl.collect_all([_typed(name, t) for name, t in tables.items()])
-    return {name: t.sort(_TABLES[name][0], nulls_last=True) for name, t in zip(tables, done, strict=True)}
+    return {name: as_strings(t.sort(_TABLES[name][0], nulls_last=True)) for name, t in zip(tables, done, strict=True)}
 
 
 def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> pl.DataFrame:
@@ -172,12 +173,15 @@ def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> p
 def merge_evidence(parts: Iterable[dict[str, pl.DataFrame]]) -> dict[str, pl.DataFrame]:
     """Add evidence tables up: associative, commutative, and exact. An empty iterable gives empty tables."""
     parts = list(parts) or [bucket_evidence(empty_votes())]
+    if len(parts) == 1:
+        return parts[0]
     merged = {}
     for name, (key, sums) in _TABLES.items():
         folds = [pl.col(c).any() if c == "step" else pl.col(c).sum() for c in sums]
         if name in _DATED:
             folds += [pl.col("first").min(), pl.col("last").max()]
-        merged[name] = pl.concat([p[name] for p in parts]).group_by(key).agg(folds).sort(key, nulls_last=True)
+        coded = as_enums(pl.concat([p[name] for p in parts]))
+        merged[name] = as_strings(coded.group_by(key).agg(folds).sort(key, nulls_last=True))
     return merged
 
 

@@ -58,8 +58,11 @@ class Pool:
         return self.texts[name].to_numpy()
 
 
-def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Options) -> Pool:
-    """Join merged evidence and goals into a `Pool`. Works without intents, slots, goals, causes or treatments."""
+def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Options, *, chained: bool = True) -> Pool:
+    """Join merged evidence and goals into a `Pool`. Works without intents, slots, goals, causes or treatments.
+
+    Not `chained`: `reach` is empty; solving the chain is the dearest part of a long log's pool.
+    """
     at = ["locale", "utterance"]
     texts = evidence["texts"].sort(at).with_row_index("id").with_columns(pl.col("id").cast(pl.Int64), users=shared())
     locales = texts["locale"].unique().sort()
@@ -121,8 +124,15 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
         .unique("id", keep="first", maintain_order=True)
         .select("id", "cause", "cause_probability")
     )
+    chain_of = asks if chained else asks.clear()
     return Pool(
-        texts, meanings, asks, reach(texts, asks), _treated(evidence["treated"], texts, locales, pooled.curves), causes, evidence["trials"]
+        texts,
+        meanings,
+        asks,
+        reach(texts, chain_of),
+        _treated(evidence["treated"], texts, locales, pooled.curves),
+        causes,
+        evidence["trials"],
     )
 
 

@@ -47,6 +47,22 @@ def coded(texts: pl.Series) -> tuple[pl.Series, np.ndarray]:
     return distinct, code.cast(pl.Int64).to_numpy()  # of no rows the mapping has no type
 
 
+def as_enums(frame: pl.DataFrame, *alike: tuple[str, ...]) -> pl.DataFrame:
+    """`frame` with string columns as Enums of their sorted values: grouped and sorted by whole numbers, in the same order as the strings.
+
+    `alike`: groups of columns that share an Enum; by default every string column has its own. Worth it where rows are many more
+    than texts; `as_strings` undoes it. Hashes of an Enum go by its numbers: cast to String first where they must last.
+    """
+    groups = alike or [(name,) for name, dtype in frame.schema.items() if dtype == pl.String]
+    kinds = {names: pl.Enum(pl.concat([frame[n].drop_nulls().unique() for n in names]).unique().sort()) for names in groups}
+    return frame.with_columns(pl.col(n).cast(kind) for names, kind in kinds.items() for n in names)
+
+
+def as_strings(frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` without Enums."""
+    return frame.with_columns(pl.col(name).cast(pl.String) for name, dtype in frame.schema.items() if isinstance(dtype, pl.Enum))
+
+
 def slots_object(slots: str) -> dict[str, Any] | None:
     """The JSON object that slots are; None when they are none, however deep or broken."""
     try:

@@ -73,7 +73,7 @@ def bands(votes: pl.DataFrame) -> pl.DataFrame:
     Free texts alone: what a copy adds to a history is the pair that it was made for, and that is linked.
     """
     said = _said(votes).filter(~pl.col("linked")).filter(pl.len().over("user_key") >= LEAST_HISTORY)
-    said = said.select("user_key", text=pl.struct("locale", "text").hash(_SEED))
+    said = said.select("user_key", text=pl.struct(pl.col("locale", "text").cast(pl.String)).hash(_SEED))
     lowest = said.group_by("user_key").agg(pl.col("text").hash(n).min().alias(f"h{n}") for n in range(BANDS * ROWS))
     rows = [pl.struct(pl.lit(b), *(f"h{b * ROWS + r}" for r in range(ROWS))).hash(_SEED).alias(f"b{b}") for b in range(BANDS)]
     return lowest.select("user_key", *rows).unpivot(index="user_key", value_name="band").select("user_key", "band").collect()

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rewrite import asked_again, contracts, outcomes, pairs
 from rewrite.model import Model
-from rewrite.text import key_expr
+from rewrite.text import as_enums, as_strings, key_expr
 
 LINK = 0.5
 """A turn belongs to the chain of its nearest earlier turn with at least this probability; less is no evidence for a link."""
@@ -53,7 +53,7 @@ def votes(turns: pl.DataFrame, scored: pl.DataFrame, judged: pl.DataFrame) -> pl
     # a guess that the assistant did not act on is no interpretation: the same words in another form may pass, understood alike
     acted = pl.when(pl.col("status").ne_missing("no_match"))
     turns = turns.with_columns(acted.then("intent").alias("intent"), acted.then("slots").alias("slots"))
-    both = pl.concat([_outcome_votes(turns, judged), _link_votes(turns, scored)])
+    both = as_enums(pl.concat([_outcome_votes(turns, judged), _link_votes(turns, scored)]))
     key = ["date", *contracts.VOTE_KEY]
     mean = (pl.col("value") * _SCALE).round().cast(pl.Int64).sum() / pl.len().cast(pl.Float64) / float(_SCALE)
     out = both.group_by(key).agg(
@@ -61,7 +61,7 @@ def votes(turns: pl.DataFrame, scored: pl.DataFrame, judged: pl.DataFrame) -> pl
         events=pl.len().cast(pl.Int32),
     )
     order = ["date", *(c for c in contracts.VOTE_KEY if c != "user_key"), "user_key"]
-    return _as(out, contracts.VOTES, ("date",)).sort(order, nulls_last=False)
+    return _as(as_strings(out.sort(order, nulls_last=False)), contracts.VOTES, ("date",))
 
 
 def _outcome_votes(turns: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:

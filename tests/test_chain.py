@@ -74,6 +74,17 @@ def test_large_and_small_components_agree_and_sources_select() -> None:
     assert (s1 == s[mine]).all() and (t1 == t[mine]).all() and score1 == pytest.approx(score[mine])
 
 
+def test_a_component_too_large_to_factor_is_walked_to_the_same_scores(monkeypatch) -> None:
+    moves, ends = random_chain(5, 400, 0.02)
+    solved = chain.scores(moves, ends)
+    monkeypatch.setattr(chain, "FACTORED", 100)
+    walked = chain.scores(moves, ends)
+    found, again = ({(int(a), int(b)): c for a, b, c in zip(*way, strict=True)} for way in (solved, walked))
+    assert max(abs(found.get(pair, 1e-3) - again.get(pair, 1e-3)) for pair in found | again) < 1e-5  # a hundredth of the least
+    whole = chain.scores(moves, ends, at_least=0)  # solved, as no score is too faint
+    assert np.bincount(whole[0], whole[2]) == pytest.approx(chain.absorption(moves, ends)[:, 0])
+
+
 def test_a_state_with_no_way_out_is_named() -> None:
     with pytest.raises(ValueError, match="state 1 has no counts"):
         chain.absorption(sparse.csr_matrix((2, 2)), np.array([[1.0, 0.0], [0.0, 0.0]]))

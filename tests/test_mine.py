@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from running import contents, difference
 
+from pipelines import aggregate
 from pipelines.cli import main
 from pipelines.simulate import judge
 from pipelines.store import Manifest, Store
@@ -93,6 +94,25 @@ def test_running_again_does_nothing(lake, world, capsys):
     told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert all(s["skipped"] for s in told["stages"].values()), told
     assert tree(lake / "releases") == before
+
+
+def test_aggregate_takes_the_evidence_that_link_gathered_or_gathers_the_same(lake, world, tmp_path, monkeypatch):
+    def candidates(where):
+        store = Store(str(where))
+        return {p: m.content for p, m in store.manifests("candidates").items()}
+
+    work = []
+    monkeypatch.setattr(aggregate, "_evidence", lambda *a, found=aggregate._evidence: work.append(found(*a)) or work[-1])
+    ways = {"alone": ["aggregate"], "together": ["mine", "--logs", str(world / "log.parquet")]}
+    for name, command in ways.items():
+        again = tmp_path / name
+        shutil.copytree(lake, again)
+        shutil.rmtree(again / "releases")
+        for table in ("candidates",) if name == "alone" else ("candidates", "goals", "goal_edges", "goal_changes"):
+            shutil.rmtree(again / "_manifests" / table)
+        assert main([*command, "--lake", str(again), "--quiet"]) == 0
+        assert candidates(again) == candidates(lake)
+    assert [len(items) for items, _ in work] == [16, 1]  # the votes of all buckets; what was kept
 
 
 def test_prism_gives_the_same_bytes(lake, world, tmp_path, prism, monkeypatch):
