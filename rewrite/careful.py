@@ -38,6 +38,9 @@ not by need, should stay below it. Of .1, .15 and .2, tried on two simulated log
 SHOWN: Final = 0.05
 """A user whose win and loss are both below this showed no want, and is not looked at: a miner's noise, not a gain."""
 
+BLOCK: Final = 4_000_000
+"""Rows of users against pairs that are looked at together: some 500 MB. A busy source has thousands of users and dozens of pairs."""
+
 
 @dataclass(frozen=True)
 class Tested:
@@ -123,12 +126,27 @@ def shown(pairs: pl.DataFrame, found: pl.DataFrame, pool: Pool, options: Options
     burst = synchronised(rows.select("s", "ask", first="date"), options.burst)
     rows = rows.filter(~burst | pl.col("rewritten"))
     rows = rows.join(ids.select("locale", target="utterance", t2="id", g2="goal"), on=["locale", "target"], how="left")
-    target = ids.select(t="id", t_intent="intent", t_slots=pl.col("slots").fill_null("{}"))
-    each = pairs.select("s", "t", "goal").with_row_index("pair").with_columns(pl.col("pair").cast(pl.Int64)).join(target, on="t")
+    each = pairs.select("s", "t", "goal").with_row_index("pair").with_columns(pl.col("pair").cast(pl.Int64))
+    each = each.join(ids.select("intent", "slots", t="id"), on="t")
+    # an interpretation is a number from here on: many rows, few interpretations
+    meant = pl.concat([t.select("intent", pl.col("slots").fill_null("{}")) for t in (rows, each)]).unique().with_row_index("meant")
+    rows, each = (t.with_columns(pl.col("slots").fill_null("{}")).join(meant, on=["intent", "slots"], how="left") for t in (rows, each))
+    rows = rows.select("s", "ask", "version", "date", "rewritten", "p", "own", "t2", "g2", "meant")
+    each = each.select("pair", "s", "t", "goal", t_meant="meant")
+    size = rows.group_by("s").agg(n=pl.len()).join(each.group_by("s").agg(m=pl.len()), on="s").sort("s")
+    block = size.select("s", block=(pl.col("n") * pl.col("m")).cast(pl.Int64).cum_sum() // BLOCK)
+    parts = rows.join(block, on="s").partition_by("block", include_key=False, as_dict=True)
+    users = [_shown(part, each) for _, part in sorted(parts.items())]
+    order = ["date", "pair", "version", "rewritten", "win", "loss"]
+    return pl.concat(users or [_shown(rows.clear(), each)]).select(order).sort(order)
+
+
+def _shown(rows: pl.DataFrame, each: pl.DataFrame) -> pl.DataFrame:
+    """`shown` of some sources: all rows of a source against all its pairs."""
     rows = rows.join(each, on="s")
     same_text = (pl.col("t2") == pl.col("t")).fill_null(False)
-    meant = (pl.col("intent") == pl.col("t_intent")) & (pl.col("slots").fill_null("{}") == pl.col("t_slots"))
-    there = same_text | (pl.col("g2") == pl.col("goal")).fill_null(False) | meant.fill_null(False)
+    meant = (pl.col("meant") == pl.col("t_meant")).fill_null(False)
+    there = same_text | (pl.col("g2") == pl.col("goal")).fill_null(False) | meant
     value = pl.col("p") * pl.col("own") // MILLION
     rows = rows.filter(~pl.col("rewritten") | same_text).with_columns(
         win=pl.when("rewritten").then("own").when(there).then(value).otherwise(0),
@@ -136,8 +154,7 @@ def shown(pairs: pl.DataFrame, found: pl.DataFrame, pool: Pool, options: Options
     )
     user = rows.group_by("pair", "ask", "version", "date", "rewritten").agg(pl.col("win", "loss").max())
     user = user.with_columns(loss=pl.min_horizontal("loss", MILLION - pl.col("win")))
-    order = ["date", "pair", "version", "rewritten", "win", "loss"]
-    return user.filter(pl.max_horizontal("win", "loss") > SHOWN * MILLION).select(order).sort(order)
+    return user.filter(pl.max_horizontal("win", "loss") > SHOWN * MILLION)
 
 
 def wealth(

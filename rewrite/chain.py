@@ -22,9 +22,9 @@ FACTORED = 2_000
 """Components above this many states are walked instead: the factors of a busy component are nearly full, so solving it takes the
 square of its states in memory and their cube in time (17,000 states: minutes and gigabytes; walked, seconds)."""
 
-FAINT = 1e-4
+FAINT = 1e-3
 """A walk drops what is fainter than this part of the least score looked at. Three components of 17,000 states, 20 M turns: no score
-was off by more than 6e-7, where 1e-3 is the least; a tenth of it moved nothing beyond 6e-7, ten times as much 6e-6."""
+was off by more than 6e-6, where 1e-3 is the least; ten times as much moves 6e-5."""
 
 
 def normalise(transient: sparse.csr_matrix, absorbing: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:

@@ -107,17 +107,23 @@ def _with_live(into: pl.DataFrame, pool: Pool) -> pl.DataFrame:
 
 
 def _tested(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
-    """Adds `log_e` and `log_e_against` of `careful.test`, and `discovered` by e-BH over all pairs of shared texts whose source fails."""
+    """Adds `log_e` and `log_e_against` of `careful.test`, and `discovered` by e-BH over all pairs of shared texts whose source fails.
+
+    A goal with no more than `careful.LEAST` of its source's evidence speaks for the null, and is not tested unless it serves live: an e-value
+    taken for 1 stays valid, and a busy source has a hundred such goals, each of them a loss of all its users.
+    """
     rows = rows.sort("s", "t", "goal")
-    found = careful.test(rows.select("s", "t", "goal"), pool.trials, pool, options)
+    share = (pl.col("score") > careful.LEAST).fill_null(False)
+    tested = np.flatnonzero(rows.select(share | pl.col("treated_users").is_not_null()).to_series().to_numpy())
+    log_e, against = np.zeros(rows.height), np.zeros(rows.height)
+    found = careful.test(rows.select("s", "t", "goal")[tested], pool.trials, pool, options)
+    log_e[tested], against[tested] = found.log_e, found.against
     users, served = pool.column("users"), pool.column("served")
     s, t = rows["s"].to_numpy(), rows["t"].to_numpy()
     hypotheses = np.flatnonzero((users[s] >= options.k) & (users[t] >= options.k) & (served[s] < options.served))
     discovered = np.zeros(rows.height, bool)
-    discovered[hypotheses] = careful.e_bh(found.log_e[hypotheses], options.false_discovery)
-    return rows.with_columns(
-        log_e=pl.Series(found.log_e), log_e_against=pl.Series(found.against), discovered=pl.Series(discovered, dtype=pl.Boolean)
-    )
+    discovered[hypotheses] = careful.e_bh(log_e[hypotheses], options.false_discovery)
+    return rows.with_columns(log_e=pl.Series(log_e), log_e_against=pl.Series(against), discovered=pl.Series(discovered, dtype=pl.Boolean))
 
 
 def _decide(rows: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:

@@ -80,7 +80,7 @@ def test_a_component_too_large_to_factor_is_walked_to_the_same_scores(monkeypatc
     monkeypatch.setattr(chain, "FACTORED", 100)
     walked = chain.scores(moves, ends)
     found, again = ({(int(a), int(b)): c for a, b, c in zip(*way, strict=True)} for way in (solved, walked))
-    assert max(abs(found.get(pair, 1e-3) - again.get(pair, 1e-3)) for pair in found | again) < 1e-5  # a hundredth of the least
+    assert max(abs(found.get(pair, 1e-3) - again.get(pair, 1e-3)) for pair in found | again) < 1e-4  # a tenth of the least
     whole = chain.scores(moves, ends, at_least=0)  # solved, as no score is too faint
     assert np.bincount(whole[0], whole[2]) == pytest.approx(chain.absorption(moves, ends)[:, 0])
 
