@@ -44,6 +44,7 @@ class Inputs(beam.DoFn):
         evidence = window.merged(element[1], self._sent)
         if self._keep:
             window.keep(self._store, self._keep, evidence)
+        evidence["trials"] = evidence["trials"].clear()  # of no use here, and half of all that is held
         found = goal_inputs(evidence, options)
         yield {name: engine.to_ipc(frame) for name, frame in zip(("texts", "links", "served"), found, strict=True)}
 

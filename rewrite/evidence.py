@@ -173,16 +173,19 @@ def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> p
 def merge_evidence(parts: Iterable[dict[str, pl.DataFrame]]) -> dict[str, pl.DataFrame]:
     """Add evidence tables up: associative, commutative, and exact. An empty iterable gives empty tables."""
     parts = list(parts) or [bucket_evidence(empty_votes())]
+    return {name: merge_table(name, [p[name] for p in parts]) for name in _TABLES}
+
+
+def merge_table(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """One of the tables of `merge_evidence`, of one part or more: where all of them together are too many to hold."""
     if len(parts) == 1:
         return parts[0]
-    merged = {}
-    for name, (key, sums) in _TABLES.items():
-        folds = [pl.col(c).any() if c == "step" else pl.col(c).sum() for c in sums]
-        if name in _DATED:
-            folds += [pl.col("first").min(), pl.col("last").max()]
-        coded = as_enums(pl.concat([p[name] for p in parts]))
-        merged[name] = as_strings(coded.group_by(key).agg(folds).sort(key, nulls_last=True))
-    return merged
+    key, sums = _TABLES[name]
+    folds = [pl.col(c).any() if c == "step" else pl.col(c).sum() for c in sums]
+    if name in _DATED:
+        folds += [pl.col("first").min(), pl.col("last").max()]
+    coded = as_enums(pl.concat(parts))
+    return as_strings(coded.group_by(key).agg(folds).sort(key, nulls_last=True))
 
 
 def empty_votes() -> pl.DataFrame:
