@@ -63,6 +63,11 @@ def taught(spec: str, locale: str) -> bool:
     return language in ("", "und", "mul") or language in LANGUAGES.get(spec, (language,))
 
 
+def crosses(spec: str, locale: str) -> bool:
+    """Can the model say that a text of this locale means what one of another language does? n-grams see letters and names alone."""
+    return spec != NGRAMS and taught(spec, locale)
+
+
 class ModelError(SayagainError):
     """The text encoder cannot be had as the configuration names it."""
 
