@@ -104,7 +104,8 @@ def adapt(pairs: pl.DataFrame, goals: pl.DataFrame, options: AdaptOptions, relea
             model.save(str(folder), safe_serialization=True)
         return kept
 
-    losses = adaptation.fine_tune(model, train, options.epochs, options.seed, RATE, progress, options.max_pairs, score(model))
+    dtype = models.matrix_type(str(model.device))
+    losses = adaptation.fine_tune(model, train, options.epochs, options.seed, RATE, progress, options.max_pairs, score(model), dtype)
     teacher = model if judge("encoder", model) else load_trainable(options.model, options.device)
     start = adaptation.distil(known_texts, SentenceEncoder(teacher, "teacher", identity="teacher").encode)
     tried: list[tuple[float, int, float, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,16 @@ def test_a_small_model_says_what_its_teacher_says_and_learns(tmp_path: Path) -> 
     def encode(said: list[str]) -> np.ndarray:
         return np.stack([known.get(t, np.zeros(16)) for t in said])
 
+    import torch
+
     small = adaptation.distil(texts, encode)
     said = small.encode(texts, show_progress_bar=False)
     assert (said * teacher).sum(axis=1).min() > 0.8
     assert np.array_equal(said, adaptation.distil(texts, encode).encode(texts, show_progress_bar=False))
     assert sum(b.height for b in adaptation._batches(pairs(), np.random.default_rng(0), 4)) <= 4 < pairs().height
-    losses = adaptation.fine_tune(small, pairs(), 8, 0, 1e-2)
-    assert losses[-1] < losses[0] * 0.8
+    for model, dtype in ((copy.deepcopy(small), torch.bfloat16), (small, None)):
+        losses = adaptation.fine_tune(model, pairs(), 8, 0, 1e-2, dtype=dtype)
+        assert losses[-1] < losses[0] * 0.8
     goals = pl.DataFrame([("en", t, g) for g, group in WORDS.items() for t in group], ["locale", "text", "goal_id"], orient="row")
     before, after = (adaptation.nearest(goals, np.asarray(v, np.float64))["hit"].sum() for v in (said, small.encode(texts)))
     assert after > before
