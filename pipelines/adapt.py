@@ -1,17 +1,20 @@
-"""`sayagain adapt`: the text encoder, fine-tuned on a release's pairs and distilled into a small one; kept if it retrieves better."""
+"""`sayagain adapt`: the text encoder, fine-tuned on a release's pairs and distilled into a small one; kept if it retrieves better.
+
+The three splits of a release have a part each: `train` teaches, `dev` chooses (epoch, rate), `test` judges.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 from tqdm import tqdm
 
@@ -22,11 +25,14 @@ from pipelines.worth_options import AdaptOptions
 
 RATE = 2e-5
 """The usual rate of a whole transformer."""
-SMALL_RATE = 2e-3
-"""Of a table of vectors, which has no layers to upset: a hundred times that."""
-SMALL_EPOCHS = 3
+SMALL_RATES = (2e-3, 5e-4, 1e-2)
+"""Of a table of vectors, which has no layers to upset: a hundred times that, or what the dev split likes better around it."""
+SMALL_EPOCHS = 4
+"""At most: the dev split says which one stays. An epoch takes seconds."""
 FEWEST = 30
 """Texts of the test split below which no difference could be told from chance."""
+
+Gain = tuple[float, float, float] | None
 
 
 def main(options: AdaptOptions) -> int:
@@ -51,10 +57,9 @@ def adapt(pairs: pl.DataFrame, goals: pl.DataFrame, options: AdaptOptions, relea
     """Train, distil, compare, save what is better. Raises LakeError when the release holds too little to learn or to judge by."""
     from rewrite import adaptation
     from rewrite.encoders.sentences import SentenceEncoder
-    from rewrite.worth import paired
 
-    train, test = (pairs.filter(pl.col("split") == s).sort(pairs.columns) for s in ("train", "test"))
-    texts = adaptation.retrieval_texts(test)
+    train, dev, test = (pairs.filter(pl.col("split") == s).sort(pairs.columns) for s in ("train", "dev", "test"))
+    texts, chosen_on = adaptation.retrieval_texts(test), adaptation.retrieval_texts(dev)
     if train.is_empty() or texts.height < FEWEST:
         raise LakeError(
             f"{release_id}: {train.height:,} pairs of the train split and {texts.height:,} texts of the test split; {FEWEST} texts are the least "
@@ -65,66 +70,83 @@ def adapt(pairs: pl.DataFrame, goals: pl.DataFrame, options: AdaptOptions, relea
         # the estimate belongs in a file as well, without a line per batch
         return tqdm(items, total=total, desc=what, unit="batch", disable=options.json, mininterval=0.1 if sys.stderr.isatty() else 60)
 
-    def judge(name: str, model: Any) -> dict[str, Any]:
-        encoder = SentenceEncoder(model, name, identity=name)
+    def look(model: Any, at: pl.DataFrame) -> tuple[pl.DataFrame, float]:
         start = time.perf_counter()
-        vectors = encoder.encode(texts["text"].to_list())
-        took = time.perf_counter() - start
-        hits, across = adaptation.nearest(texts, vectors)
-        return {"name": name, "hits": hits, "across": across, "texts_per_second": round(texts.height / max(took, 1e-9), 1)}
+        vectors = SentenceEncoder(model, "adapted", identity="adapted").encode(at["text"].to_list())
+        return adaptation.nearest(at, vectors), at.height / max(time.perf_counter() - start, 1e-9)
+
+    def right(model: Any) -> float:
+        found, _ = look(model, chosen_on)
+        return float(found.select(pl.sum("hit") + pl.sum("across")).item())
+
+    def score(model: Any) -> Callable[[], float] | None:
+        return (lambda: right(model)) if chosen_on.height >= FEWEST else None
 
     model = load_trainable(options.model, options.device)
-    known = goals.filter(~pl.col("utterance").is_in(texts["text"].implode())).sort(
+    held_out = pl.concat([texts["text"], chosen_on["text"]])
+    known = goals.filter(~pl.col("utterance").is_in(held_out.implode())).sort(
         "users", "locale", "utterance", descending=[True, False, False]
     )
     known_texts = known["utterance"].unique(maintain_order=True).to_list() or train["anchor"].unique().sort().to_list()
-    before = judge("as it was", model)
-    losses = adaptation.fine_tune(model, train, options.epochs, options.seed, RATE, progress, options.max_pairs)
-    tuned = judge("encoder", model)
-    tuned["better"] = better(before, tuned)
-    teacher = model if tuned["better"] else load_trainable(options.model, options.device)
-    small = adaptation.distil(known_texts, SentenceEncoder(teacher, "teacher", identity="teacher").encode)
-    adaptation.fine_tune(small, train, SMALL_EPOCHS, options.seed, SMALL_RATE, progress)
-    distilled = judge("small", small)
-    distilled["better"] = better(before, distilled)
-    for row, trained in ((tuned, model), (distilled, small)):
-        folder = Path(options.out) / row["name"]
+    before, speed = look(model, texts)
+    rows = [row("as it was", before, speed)]
+
+    def judge(name: str, model: Any) -> bool:
+        """Whether the model is kept, which it then is in --out."""
+        found, speed = look(model, texts)
+        gains = [adaptation.gain(before, found, column, options.seed) for column in ("hit", "across")]
+        kept, why = adaptation.verdict(*gains)
+        rows.append(row(name, found, speed, kept, why, *gains))
+        folder = Path(options.out) / name
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier release: what is not kept must not be taken for it
-        if row["better"]:
+        if kept:
             folder.mkdir(parents=True)
-            trained.save(str(folder), safe_serialization=True)
+            model.save(str(folder), safe_serialization=True)
+        return kept
 
-    def shown(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "name": row["name"],
-            "kept": bool(row.get("better")),
-            "nearest": share(row["hits"]),
-            "nearest_across": share(row["across"]),
-            "gain": [round(x, 6) for x in paired(row["hits"].astype(float), before["hits"], options.seed)] if row is not before else None,
-            "gain_across": [round(x, 6) for x in paired(row["across"].astype(float), before["across"], options.seed)]
-            if row is not before
-            else None,
-            "texts_per_second": row["texts_per_second"],
-        }
-
+    dtype = models.matrix_type(str(model.device))
+    losses = adaptation.fine_tune(model, train, options.epochs, options.seed, RATE, progress, options.max_pairs, score(model), dtype)
+    teacher = model if judge("encoder", model) else load_trainable(options.model, options.device)
+    start = adaptation.distil(known_texts, SentenceEncoder(teacher, "teacher", identity="teacher").encode)
+    tried: list[tuple[float, int, float, Any]] = []
+    for rate in SMALL_RATES if score(start) else SMALL_RATES[:1]:
+        small = copy.deepcopy(start)
+        adaptation.fine_tune(small, train, SMALL_EPOCHS, options.seed, rate, progress, score=score(small))
+        tried.append((right(small), -len(tried), rate, small))
+    small = max(tried, key=lambda t: t[:2])[-1]  # of equals the first
+    judge("small", small)
     return {
         "model": options.model,
         "pairs": train.height,
         "texts": texts.height,
         "losses": [round(x, 4) for x in losses],
-        "models": [shown(r) for r in (before, tuned, distilled)],
+        "dev_texts": chosen_on.height,
+        "small_rates": {f"{rate:g}": right_ones for right_ones, _, rate, _ in tried},
+        "models": rows,
     }
 
 
-def better(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """More nearest texts of the same goal than before, and not fewer across languages (or more there, and not fewer in all)."""
-    all_, across = (int(after[k].sum()) - int(before[k].sum()) for k in ("hits", "across"))
-    return min(all_, across) >= 0 and max(all_, across) > 0
+def row(
+    name: str, found: pl.DataFrame, speed: float, kept: bool = False, why: str = "", gain: Gain = None, gain_across: Gain = None
+) -> dict[str, Any]:
+    """What is kept of one model's figures. `found`: of `adaptation.nearest`."""
 
+    def share(column: str) -> float | None:
+        mean = found.select(pl.mean(column).round(6)).item()
+        return None if mean is None else float(mean)
 
-def share(hits: np.ndarray) -> float | None:
-    """Of true values; None without any."""
-    return round(float(hits.mean()), 6) if len(hits) else None
+    return {
+        "name": name,
+        "kept": kept,
+        "why": why,
+        "nearest": share("hit"),
+        "nearest_across": share("across"),
+        "asked": found["hit"].count(),
+        "asked_across": found["across"].count(),
+        "gain": gain and [round(x, 6) for x in gain],
+        "gain_across": gain_across and [round(x, 6) for x in gain_across],
+        "texts_per_second": round(speed, 1),
+    }
 
 
 def load_trainable(spec: str, device: str) -> Any:
@@ -146,19 +168,23 @@ def load_trainable(spec: str, device: str) -> Any:
 
 
 def lines(found: dict[str, Any], out: str) -> list[str]:
-    """The table for a terminal."""
+    """The table for a terminal, and what was kept and why."""
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{value:.1%}"
 
+    def interval(gain: list[float] | None) -> str:
+        return f"{100 * gain[0]:+.1f} [{100 * gain[1]:+.1f}, {100 * gain[2]:+.1f}]" if gain else ""
+
+    first = found["models"][0]
     rows = [
-        f"{found['release_id']}: {found['model']} on {found['pairs']:,} pairs; judged by the nearest of {found['texts']:,} texts of the test split"
+        f"{found['release_id']}: {found['model']} on {found['pairs']:,} pairs. Is the nearest of {found['texts']:,} texts of the test split one of "
+        f"the same goal? Asked of {first['asked']:,}, across languages of {first['asked_across']:,}; gains with their 95 % intervals"
     ]
-    rows.append(f"{'':<12}{'same goal':>12}{'across':>10}{'gain, 95 % interval':>28}{'texts/s':>12}")
+    rows.append(f"{'':<12}{'same goal':>12}{'gain':>22}{'across':>12}{'gain':>22}{'texts/s':>10}")
     for m in found["models"]:
-        gain = f"{100 * m['gain'][0]:+.1f} [{100 * m['gain'][1]:+.1f}, {100 * m['gain'][2]:+.1f}]" if m["gain"] else ""
-        end = f"  kept in {Path(out) / m['name']}" if m["kept"] else "" if m["gain"] is None else "  not better: thrown away"
-        rows.append(
-            f"{m['name']:<12}{percent(m['nearest']):>12}{percent(m['nearest_across']):>10}{gain:>28}{m['texts_per_second']:>12,.0f}{end}"
-        )
+        cells = f"{percent(m['nearest']):>12}{interval(m['gain']):>22}{percent(m['nearest_across']):>12}{interval(m['gain_across']):>22}"
+        rows.append(f"{m['name']:<12}{cells}{m['texts_per_second']:>10,.0f}")
+    for m in found["models"][1:]:
+        rows.append(f"{m['name']}: {m['why']}; " + (f"kept in {Path(out) / m['name']}" if m["kept"] else "thrown away"))
     return rows

@@ -17,7 +17,7 @@ from pipelines.plan import Plan, Todo
 from pipelines.store import FileEntry, Manifest, Store
 from rewrite.contracts import BUCKETS
 
-VERSION = 2
+VERSION = 3
 READS = {"votes": ["user_key", "locale", "kind", "source", "target"]}
 WRITES = {"embeddings": ["key", "vector"]}
 CURRENT = "embeddings/CURRENT"

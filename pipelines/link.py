@@ -86,6 +86,9 @@ class BuildGoals(beam.DoFn):
             near=cells.neighbours(found),
             untaught=untaught(self._embeddings, texts["locale"].unique().sort()),
         )
+        known = set(served.filter(pl.col("intent").is_not_null() & (pl.col("weight") > 0))["locale"])
+        launched = sorted(set(texts["locale"]) - known) if known else []
+        apart = untaught(self._embeddings, launched)
         partition = f"as_of={self._as_of}"
         recall = graph.curves["recall"].min() if graph.curves.height else 1.0
         for table, schema in SCHEMAS.items():
@@ -99,13 +102,14 @@ class BuildGoals(beam.DoFn):
                 goals=goals_n,
                 recall=recall,
                 embedded=0 if vectors is None else int(np.isfinite(vectors[:, 0]).sum()),
+                **({"apart": apart} if apart else {}),
             )
 
 
 def untaught(have: embed.Current | None, locales: Iterable[str]) -> list[str]:
-    """Those of the locales that are read by a model which was not taught their language."""
+    """Those of the locales that are read by a model which cannot tell what their texts mean in another language."""
     chosen = have.choice if have else {}
-    return [lo for lo in locales if have and not models.taught(chosen[lo]["model"] if lo in chosen else have.model, lo)]
+    return [lo for lo in locales if have and not models.crosses(chosen[lo]["model"] if lo in chosen else have.model, lo)]
 
 
 def goal_inputs(evidence: dict[str, pl.DataFrame], options: Options) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -211,8 +215,8 @@ def run(context: Context, report: Any) -> None:
     for locale, row in have.choice.items():
         others = ", ".join(f"{name} {row['far_auc'][name]:.3f}" for name in row["far_auc"]) or "nothing measured"
         context.say(f"texts of {locale} are read by {row['model']}: {row['why']} ({row['pairs']} pairs; {others})")
-    for locale in untaught(have, have.choice) if len(have.choice) > 1 else ():
+    for locale in counts.get("apart", ()):
         context.say(
-            f"texts of {locale}: the model was not taught this language; as long as the log has no intents of it, its goals stay apart from those of "
-            f'other languages. embedding.model = "{models.WIDE}" for all of them reads about 100 languages'
+            f"texts of {locale}: the log has no intents of it, and its model was not taught this language: its goals stay apart from those of "
+            f'other languages, and it gets no labels. embedding.model = "{models.WIDE}" for all of them reads about 100 languages'
         )

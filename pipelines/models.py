@@ -63,6 +63,11 @@ def taught(spec: str, locale: str) -> bool:
     return language in ("", "und", "mul") or language in LANGUAGES.get(spec, (language,))
 
 
+def crosses(spec: str, locale: str) -> bool:
+    """Can the model say that a text of this locale means what one of another language does? n-grams see letters and names alone."""
+    return spec != NGRAMS and taught(spec, locale)
+
+
 class ModelError(SayagainError):
     """The text encoder cannot be had as the configuration names it."""
 
@@ -98,7 +103,7 @@ def pick_device(device: str = "auto") -> str:
     return device
 
 
-def _matrix_type(device: str) -> torch.dtype:
+def matrix_type(device: str) -> torch.dtype:
     """bfloat16 where the chip multiplies it in hardware, else float32. Vectors agree to a cosine of about .9999."""
     import torch
 
@@ -156,7 +161,7 @@ def _bundled(spec: str, device: str) -> Encoder:
     if spec == WIDE:
         from rewrite.encoders import e5
 
-        module: Any = e5.E5(files["e5-small-q4.bin"], _matrix_type(device))
+        module: Any = e5.E5(files["e5-small-q4.bin"], matrix_type(device))
         identity, batch = e5.model_fingerprint(*hashes.values()), 128  # 1,500 tokens: what goes between two layers stays in the cache
     else:
         import numpy as np
@@ -164,7 +169,7 @@ def _bundled(spec: str, device: str) -> Encoder:
         from rewrite.encoders import use
 
         with np.load(io.BytesIO(files["weights.npz"]), allow_pickle=False) as weights:
-            module = use.UseMultilingual(weights, files["sp.model"], _matrix_type(device))
+            module = use.UseMultilingual(weights, files["sp.model"], matrix_type(device))
         identity, batch = use.model_fingerprint(*hashes.values()), 1024  # large: a flat batch shares the work on equal tokens
     return SentenceEncoder(SentenceTransformer(modules=[module], device=device), spec, identity, batch=batch)
 

@@ -45,15 +45,16 @@ class AdaptOptions(LakeOptions):
     """Fine-tunes the text encoder on a release's pairs, distils it into a small fast one, and keeps what retrieves better.
 
     Example: sayagain adapt --release LATEST --lake ./lake --out ./adapted
-    Trained on the train split alone; kept only if, on the release's own test split, the nearest text is more often one of
-    the same goal than with the model as it was. Use it with `embedding.model = "./adapted/encoder"` (or /small) in the
+    Trained on the train split alone, the best epoch chosen on the dev split; kept only if, on the test split, the nearest text is
+    surely more often one of the same goal (or the nearest of another language is) than with the model as it was, and surely
+    less often in neither. Use it with `embedding.model = "./adapted/encoder"` (or /small) in the
     configuration. Exit 3: nothing got better, and nothing is kept.
     """
 
     release: str = opt("LATEST", "release id, or its beginning", metavar="RELEASE")
     out: str = opt("adapted", "folder for the models (safetensors)", metavar="DIR")
     model: str = opt("bundled:multilingual-e5-small", "bundled:..., a folder, or a hub name", metavar="MODEL")
-    epochs: int = opt(1, "times over the pairs", kind=int, metavar="N")
+    epochs: int = opt(1, "at most so many times over the pairs", kind=int, metavar="N")
     max_pairs: int = opt(10_000, "at most so many in an epoch, drawn by weight (ten minutes on two cores); 0: all", kind=int, metavar="N")
     seed: int = opt(0, "of the order of the pairs", kind=int, metavar="N")
     device: str = opt("auto", "auto takes CUDA, then MPS, then the CPU", choices=("auto", "cpu", "cuda", "mps"))

@@ -48,14 +48,22 @@ def _evaluate(found: Mapping[str, Any]) -> str:
 def _adapt(found: Mapping[str, Any]) -> str:
     if not found:
         return ""
-    rows = "".join(
-        f'<tr><td>{html(m["name"])}</td><td class="n">{_percent(m["nearest"])}</td><td class="n">{_percent(m["nearest_across"])}</td>'
-        f'<td class="n">{_interval(m["gain"]) if m.get("gain") else ""}</td><td class="n">{m["texts_per_second"]:,.0f}</td>'
-        f"<td>{html('kept' if m['kept'] else '')}</td></tr>"
-        for m in found["models"]
+
+    def cells(m: Mapping[str, Any]) -> str:
+        gains = (_interval(m[name]) if m.get(name) else "" for name in ("gain", "gain_across"))
+        figures = (f'<td class="n">{_percent(m[name])}</td><td class="n">{next(gains)}</td>' for name in ("nearest", "nearest_across"))
+        verdict = "kept" if m["kept"] else "thrown away" if m.get("gain") else ""
+        return f'{"".join(figures)}<td class="n">{m["texts_per_second"]:,.0f}</td><td>{verdict}</td><td>{html(m.get("why", ""))}</td>'
+
+    rows = "".join(f"<tr><td>{html(m['name'])}</td>{cells(m)}</tr>" for m in found["models"])
+    asked, across = (found["models"][0].get(name) for name in ("asked", "asked_across"))
+    of = f" (asked of {asked:,} texts, across languages of {across:,})" if asked is not None else ""
+    lead = (
+        f"How often the nearest of {found['texts']:,} texts of the release's test split is of the same goal, and the nearest in another language{of}. "
+        "Gains with their 95 % intervals, paired bootstrap over goals. Kept is what is surely better in one of the two and surely worse in neither."
     )
-    lead = f"How often the nearest of {found['texts']:,} texts of the release's test split is of the same goal, and of the same goal in another language."
-    head = "<th>model</th>" + "".join(f'<th class="n">{h}</th>' for h in ("same goal", "across languages", "gain", "texts/s")) + "<th></th>"
+    names = ("same goal", "gain", "across languages", "gain", "texts/s")
+    head = "<th>model</th>" + "".join(f'<th class="n">{h}</th>' for h in names) + "<th></th><th>why</th>"
     return f'<h3>The text encoder</h3><p class="sub">{html(lead, 1000)}</p>' + _table(head, rows)
 
 

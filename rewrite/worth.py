@@ -45,17 +45,20 @@ def hits(taught: pl.DataFrame, test: pl.DataFrame, seeds: Sequence[int]) -> np.n
     return right / len(seeds)
 
 
-def paired(after: np.ndarray, before: np.ndarray, seed: int) -> tuple[float, float, float]:
+def paired(after: np.ndarray, before: np.ndarray, seed: int, groups: np.ndarray | None = None) -> tuple[float, float, float]:
     """(difference of the means, low, high): 95 % percentile interval of the paired bootstrap (Efron 1979).
 
-    Both are per test row; the same rows are drawn for both, so what is hard for both does not widen the interval. Without
-    rows all three are 0.
+    Both are per test row; the same rows are drawn for both, so what is hard for both does not widen the interval. `groups`: of each
+    row; whole groups are drawn, for rows that are right or wrong together. Without rows all three are 0.
     """
     gain = np.asarray(after, np.float64) - before
     if not len(gain):
         return 0.0, 0.0, 0.0
+    at = np.arange(len(gain)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums, sizes = np.bincount(at, gain), np.bincount(at)
     rng = np.random.default_rng(seed)
-    means = np.array([gain[rng.integers(0, len(gain), len(gain))].mean() for _ in range(ROUNDS)])
+    drawn = (rng.integers(0, len(sums), len(sums)) for _ in range(ROUNDS))
+    means = np.array([sums[i].sum() / sizes[i].sum() for i in drawn])
     low, high = np.quantile(means, (0.025, 0.975))
     return float(gain.mean()), float(low), float(high)
 

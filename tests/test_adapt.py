@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import polars as pl
 import pytest
 import release_lake
 
-from pipelines.adapt import better, lines, load_trainable
+from pipelines.adapt import lines, load_trainable
 from pipelines.cli import main
 from pipelines.models import ModelError
 from quality.worth import part
@@ -36,10 +37,23 @@ def test_nearest_in_all_and_across_locales() -> None:
     texts = pl.DataFrame({"locale": ["a", "a", "b", "b"], "text": list("wxyz"), "goal_id": ["1", "1", "1", None]})
     vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.6, 0.4]])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    hits, across = adaptation.nearest(texts, vectors)
-    assert hits.tolist() == [True, True, False]  # y lies nearest to z, a negative
-    assert across.tolist() == [False, False, True]  # of y alone the nearest of another locale is of its goal
-    assert [len(x) for x in adaptation.nearest(texts.clear(), np.zeros((0, 2)))] == [0, 0]
+    found = adaptation.nearest(texts, vectors)
+    assert found["hit"].to_list() == [True, True, False, None]  # y lies nearest to z, a negative
+    assert found["across"].to_list() == [False, False, True, None]  # of y alone the nearest of another locale is of its goal
+    assert adaptation.nearest(texts.clear(), np.zeros((0, 2))).height == 0
+    alone = adaptation.nearest(texts.with_columns(locale=pl.lit("a")), vectors)
+    assert alone["across"].null_count() == 4 and adaptation.gain(alone, alone, "across", 0) is None
+
+
+def test_a_goal_is_right_or_wrong_as_a_whole() -> None:
+    """Forty texts got better: of twenty goals, or all of one."""
+    before = pl.DataFrame({"goal_id": [f"g{i // 2}" for i in range(80)], "hit": [i % 4 > 1 for i in range(80)]})
+    after = before.with_columns(hit=pl.lit(True))
+    many = adaptation.gain(before, after, "hit", 0)
+    whole = pl.when(before["hit"]).then("goal_id").otherwise(pl.lit("g"))
+    one = adaptation.gain(before.with_columns(goal_id=whole), after.with_columns(goal_id=whole), "hit", 0)
+    assert many is not None and one is not None and many[0] == one[0] == 0.5
+    assert many[1] > 0.3 and one[1] == 0 and one[2] > many[2]
 
 
 def test_texts_of_the_test_split_come_once_and_negatives_are_in_the_way() -> None:
@@ -49,12 +63,14 @@ def test_texts_of_the_test_split_come_once_and_negatives_are_in_the_way() -> Non
     assert adaptation.retrieval_texts(more).filter(pl.col("goal_id").is_null())["text"].to_list() == ["never said"]
 
 
-@pytest.mark.parametrize(
-    ("hits", "across", "is_better"), [((3, 3), (1, 1), False), ((3, 4), (1, 1), True), ((3, 4), (2, 1), False), ((3, 3), (1, 2), True)]
-)
-def test_better_means_better_and_nowhere_worse(hits: tuple[int, int], across: tuple[int, int], is_better: bool) -> None:
-    rows = [{"hits": np.arange(5) < h, "across": np.arange(3) < a} for h, a in zip(hits, across, strict=True)]
-    assert better(*rows) is is_better
+def test_kept_is_what_is_surely_better_and_nowhere_surely_worse() -> None:
+    up, level, down = (0.1, 0.02, 0.2), (0.05, -0.01, 0.1), (-0.1, -0.2, -0.01)
+    assert adaptation.verdict(up, level) == (True, "surely better: same goal")
+    assert adaptation.verdict(up, None) == (True, "surely better: same goal")
+    assert adaptation.verdict(level, up) == (True, "surely better: across languages")
+    assert adaptation.verdict(up, up)[1].endswith("same goal and across languages")
+    assert adaptation.verdict(level, level) == (False, "no difference that could not be chance")
+    assert adaptation.verdict(up, down) == (False, "surely worse: across languages")
 
 
 @pytest.mark.slow  # loads torch
@@ -67,16 +83,24 @@ def test_a_small_model_says_what_its_teacher_says_and_learns(tmp_path: Path) -> 
     def encode(said: list[str]) -> np.ndarray:
         return np.stack([known.get(t, np.zeros(16)) for t in said])
 
+    import torch
+
     small = adaptation.distil(texts, encode)
     said = small.encode(texts, show_progress_bar=False)
     assert (said * teacher).sum(axis=1).min() > 0.8
     assert np.array_equal(said, adaptation.distil(texts, encode).encode(texts, show_progress_bar=False))
     assert sum(b.height for b in adaptation._batches(pairs(), np.random.default_rng(0), 4)) <= 4 < pairs().height
-    losses = adaptation.fine_tune(small, pairs(), 8, 0, 1e-2)
-    assert losses[-1] < losses[0] * 0.8
+    for model, dtype in ((copy.deepcopy(small), torch.bfloat16), (small, None)):
+        losses = adaptation.fine_tune(model, pairs(), 8, 0, 1e-2, dtype=dtype)
+        assert losses[-1] < losses[0] * 0.8
     goals = pl.DataFrame([("en", t, g) for g, group in WORDS.items() for t in group], ["locale", "text", "goal_id"], orient="row")
-    before, after = (adaptation.nearest(goals, np.asarray(v, np.float64))[0].mean() for v in (said, small.encode(texts)))
+    before, after = (adaptation.nearest(goals, np.asarray(v, np.float64))["hit"].sum() for v in (said, small.encode(texts)))
     assert after > before
+    answers, learned = iter([1.0, 5.0, 2.0]), small.encode(texts)
+    adaptation.fine_tune(small, pairs(), 2, 1, 1e-2, score=lambda: next(answers))
+    first, again = small.encode(texts), iter([5.0, 5.0])
+    adaptation.fine_tune(small, pairs(), 1, 1, 1e-2, score=lambda: next(again))
+    assert not np.allclose(first, learned) and np.array_equal(small.encode(texts), first), "the best epoch stays, none if none is better"
     small.save(str(tmp_path / "small"), safe_serialization=True)
     from pipelines.models import load_encoder
 
@@ -102,16 +126,26 @@ def test_figures_for_people() -> None:
     base: dict[str, Any] = {
         "name": "as it was",
         "kept": False,
+        "why": "",
         "nearest": 0.5,
         "nearest_across": None,
+        "asked": 38,
+        "asked_across": 0,
         "gain": None,
+        "gain_across": None,
         "texts_per_second": 200.0,
     }
-    new = base | {"name": "encoder", "kept": True, "nearest": 0.7, "gain": [0.2, 0.1, 0.3]}
-    found = {"release_id": "r1", "model": "m", "pairs": 5, "texts": 40, "models": [base, new, new | {"name": "small", "kept": False}]}
+    new = base | {"name": "encoder", "kept": True, "why": "surely better: same goal", "nearest": 0.7, "gain": [0.2, 0.1, 0.3]}
+    small = new | {"name": "small", "kept": False, "why": "no difference that could not be chance", "gain_across": [-0.1, -0.2, 0.1]}
+    found = {"release_id": "r1", "model": "m", "pairs": 5, "texts": 40, "models": [base, new, small]}
     shown = "\n".join(lines(found, "out"))
-    assert "+20.0 [+10.0, +30.0]" in shown and "kept in out/encoder" in shown and "thrown away" in shown
-    assert "70.0%" in part({"adapt": found}) and part({}) == ""
+    assert "+20.0 [+10.0, +30.0]" in shown and "-10.0 [-20.0, +10.0]" in shown and "Asked of 38, across languages of 0" in shown
+    assert "encoder: surely better: same goal; kept in out/encoder" in shown
+    assert "small: no difference that could not be chance; thrown away" in shown
+    older = [{k: v for k, v in m.items() if k not in ("why", "asked", "asked_across", "gain_across")} for m in found["models"]]
+    assert "70.0%" in part({"adapt": found | {"models": older}}), "figures that an older version kept"
+    page = part({"adapt": found})
+    assert "70.0%" in page and "surely better: same goal" in page and "thrown away" in page and part({}) == ""
 
 
 def goals_of(split: str, first: int, n: int) -> pl.DataFrame:
@@ -131,7 +165,7 @@ def test_adapt_keeps_what_is_better_as_safetensors(tmp_path: Path, monkeypatch: 
     from pipelines.models import load_encoder
     from pipelines.worth_options import AdaptOptions
 
-    said = pl.concat([goals_of("train", 0, 40), goals_of("test", 40, 12)])
+    said = pl.concat([goals_of("train", 0, 40), goals_of("test", 40, 12), goals_of("dev", 60, 12)])
     texts = pl.concat([said["anchor"], said["positive"]]).unique().sort()
     goals = pl.DataFrame({"locale": "en-US", "utterance": texts, "users": 5})
     rng = np.random.default_rng(0)
@@ -140,8 +174,8 @@ def test_adapt_keeps_what_is_better_as_safetensors(tmp_path: Path, monkeypatch: 
     options = AdaptOptions(lake="-", out=str(tmp_path / "out"), model=str(tmp_path / "base"), json=True)
     (tmp_path / "out" / "encoder").mkdir(parents=True)
     (tmp_path / "out" / "encoder" / "old.safetensors").write_bytes(b"")
-    verdicts = iter([False, True])  # of the encoder, of the small one
-    monkeypatch.setattr(job, "better", lambda *_: next(verdicts))
+    verdicts = iter([(False, "worse"), (True, "better")])  # of the encoder, of the small one
+    monkeypatch.setattr(adaptation, "verdict", lambda *_: next(verdicts))
     found = job.adapt(said, goals, options, "r1")
     assert [m["name"] for m in found["models"]] == ["as it was", "encoder", "small"] and found["texts"] >= 30
     for m in found["models"][1:]:
@@ -149,7 +183,8 @@ def test_adapt_keeps_what_is_better_as_safetensors(tmp_path: Path, monkeypatch: 
         assert folder.exists() is m["kept"] and not (folder / "old.safetensors").exists()
         if m["kept"]:
             assert load_encoder(str(folder)).encode(["please word1 now"]).shape == (1, 24)
-    assert [m["kept"] for m in found["models"]] == [False, False, True]
+    assert [(m["kept"], m["why"]) for m in found["models"]] == [(False, ""), (False, "worse"), (True, "better")]
+    assert found["dev_texts"] >= 30 and len(found["small_rates"]) == len(job.SMALL_RATES), "the dev split chooses the rate"
 
 
 @pytest.mark.slow  # builds the whole model twice

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import numpy as np
 import polars as pl
 import pytest
 
 from pipelines import choose as job
+from pipelines import engine
+from pipelines.context import Context
+from pipelines.options import EmbedOptions
+from pipelines.store import Manifest, Store
+from quality.goalview import model_rows
+from rewrite.contracts import VOTES
 from rewrite.model_choice import Separation, choose, separation
 
 
@@ -126,3 +134,55 @@ def test_separation_has_one_share_per_pair():
     found = separation(*pairs(1, n=50))
     assert isinstance(found, Separation)
     assert found.far.shape == (50,)
+
+
+def test_who_meets_nobody():
+    fast, wide, letters = job.models.FAST, job.models.WIDE, job.models.NGRAMS
+    read_by = {"de": fast, "en": fast, "fi": fast, "hi": wide, "sw": letters, "xh": letters}
+    assert job.strangers(read_by, ["de"], ["en"]) == [], "one model was taught both"
+    assert job.strangers(read_by, ["fi", "de", "sw"], ["en"]) == ["fi", "sw"], "letters and names are no language"
+    assert job.strangers(read_by, ["xh"], ["sw"]) == ["xh"], "nor are they where both are read so"
+    assert job.strangers(read_by, ["en"], ["sw", "hi"]) == ["en"], "whose models are others"
+    assert job.strangers(dict.fromkeys(read_by, wide), ["fi", "sw"], ["en"]) == []
+    assert job.strangers(read_by, ["de", "sw"], []) == [], "there is nobody to meet"
+
+
+def lake_of(folder, launched_texts, intents):
+    """English that is served with intents and asked again, and Swahili with or without; the context of a run on it."""
+    store = Store(str(folder))
+    rows = []
+    for locale, texts in (("en-US", 300), ("sw-KE", launched_texts)):
+        named = "lamp" if locale in intents else None
+        rows += [("u1", locale, "outcome", f"{locale} {i}", None, 1.0, named) for i in range(texts)]
+        rows += [("u1", locale, "rephrase", f"{locale} {i}", f"other {i}", 1.0, named) for i in range(texts)]
+    names = ("user_key", "locale", "kind", "source", "target", "value", "intent")
+    votes = pl.DataFrame(rows, schema=dict(zip(names, [pl.String] * 5 + [pl.Float64, pl.String], strict=True)), orient="row")
+    for name, kind in pl.DataFrame(VOTES.empty_table()).schema.items():
+        votes = votes if name in votes.columns else votes.with_columns(pl.lit(None, kind).alias(name))
+    entry = store.attempt("t", "votes", "date=2026-01-01", engine.conform(votes, VOTES), 0)
+    store.publish("t", Manifest("votes", "date=2026-01-01", "test", "f", (entry,)))
+    context = Context(EmbedOptions(lake=str(folder)), make=True)
+    context.said = []
+    context.say = lambda line, **_: context.said.append(line)
+    return context
+
+
+def test_a_language_just_launched_is_read_together_with_those_that_have_intents(tmp_path, monkeypatch):
+    import pipelines.encode
+
+    monkeypatch.setattr(pipelines.encode, "encoder", lambda name, device: Fake(1, 1))
+
+    def chosen(name, texts, *intents):
+        context = lake_of(tmp_path / name, texts, intents)
+        return job.run(context, date(2026, 1, 1)), " ".join(context.said)
+
+    apart = dict.fromkeys(("en-US", "sw-KE"), job.models.FAST)  # a tie: the cheaper one, taught the language or not
+    own = chosen("own", 300, "en-US", "sw-KE")
+    for rows, said in (own, chosen("few", 150, "en-US"), chosen("none", 300)):
+        assert {lo: row["model"] for lo, row in rows.items()} == apart and "intents" not in str(rows) + said
+    rows, said = chosen("launched", 300, "en-US")
+    assert "reads the texts of en-US, sw-KE: the log has no intents of sw-KE," in said
+    assert {row["model"] for row in rows.values()} == {job.models.WIDE}
+    assert rows["en-US"]["far_auc"].items() > own[0]["en-US"]["far_auc"].items(), "what was measured stays beside it"
+    taken = [(r["locale"], r["why"]) for r in model_rows(rows) if r["taken"]]
+    assert [lo for lo, _ in taken] == ["en-US", "sw-KE"] and all("the language of sw-KE too" in why for _, why in taken)
