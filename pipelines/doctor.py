@@ -160,7 +160,7 @@ def _leftovers(context: Context, mend: bool) -> Iterator[Finding]:
     for path in store.list("_leases"):
         held = json.loads(store.find(path) or b"{}")
         age = int(time.time() - max(held.get("since", 0), held.get("renewed", 0)))
-        if store.is_dead(held):
+        if store.leases.is_dead(held):
             stale.append(path)
         elif not path.startswith("_leases/attempt-"):
             who = f"process {held.get('pid')} on {held.get('host')}, {age:,} s ago"
