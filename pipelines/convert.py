@@ -9,6 +9,8 @@ from datetime import date
 import polars as pl
 
 from pipelines import gone
+from pipelines.config import Config
+from pipelines.errors import UsageError
 from pipelines.inputs import UNDATED
 from pipelines.shards import partition
 from pipelines.sources import Block, Source
@@ -19,6 +21,19 @@ from rewrite.contracts import BUCKETS, LOG_REQUIRED, TURNS
 
 CARRIED = [n for n in TURNS.names if n != "session"]  # through the shuffle
 _TEXTS = ("utterance", "served_utterance", "response")
+
+
+def rules_of(config: Config) -> t.Rules:
+    """The `[log]` section as rules. Raises UsageError with every error in `log.columns`."""
+    log = config.log
+    try:
+        columns = t.parse_columns(log.columns)
+    except ValueError as error:
+        raise UsageError(f"the configuration has errors:\n{error}") from None
+    locale = t.casts.to_locale(pl.Series([log.locale]))[0]
+    if locale is None:
+        raise UsageError(f"log.locale = {log.locale!r}: not a language tag (BCP 47), such as en-US or sw")
+    return t.Rules(columns, log.timestamp_unit, locale, log.channel, log.treatment, tuple(log.names))
 
 
 @dataclass(frozen=True)

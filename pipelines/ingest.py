@@ -21,10 +21,9 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines import aside, engine, gone, inputs, sources
-from pipelines.config import Config
 from pipelines.context import KEY_ENV, Context
-from pipelines.convert import CARRIED, convert
-from pipelines.errors import InputError, LakeError, SayagainError, UsageError
+from pipelines.convert import CARRIED, convert, rules_of
+from pipelines.errors import InputError, LakeError, NoInput, SayagainError, UsageError
 from pipelines.inputs import UNDATED, Inputs, span
 from pipelines.plan import Plan, Todo
 from pipelines.shards import empty, partition
@@ -198,19 +197,6 @@ def _shaped(frame: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:
 # the launcher's side
 
 
-def rules_of(config: Config) -> t.Rules:
-    """The `[log]` section as rules. Raises UsageError with every error in `log.columns`."""
-    log = config.log
-    try:
-        columns = t.parse_columns(log.columns)
-    except ValueError as error:
-        raise UsageError(f"the configuration has errors:\n{error}") from None
-    locale = t.casts.to_locale(pl.Series([log.locale]))[0]
-    if locale is None:
-        raise UsageError(f"log.locale = {log.locale!r}: not a language tag (BCP 47), such as en-US or sw")
-    return t.Rules(columns, log.timestamp_unit, locale, log.channel, log.treatment, tuple(log.names))
-
-
 def plan(context: Context) -> Plan:
     """Each file that would be read, and why."""
     made = inputs.find(context, VERSION)
@@ -246,7 +232,13 @@ def run(context: Context, report: Any) -> None:
     start, end = span(context)
     rules = rules_of(context.config)
     with engine.leases(context, _lease_names(start, end)):
-        made = inputs.find(context, VERSION)
+        try:
+            made = inputs.find(context, VERSION)
+        except NoInput as error:
+            if not getattr(context.options, "if_there", False):
+                raise
+            report.skipped = f"{str(error).split('; ', maxsplit=1)[0]}: what the lake has of it stays as it is"
+            return
         files = {path: sources.inspect(f, rules) for path, f in made.todo.items()}
         made.notes += _unmapped(files, rules)
         rows, held = sum(f.rows for f in files.values()), context.config.run.shard_turns

@@ -427,6 +427,20 @@ def test_days_that_are_read_again_in_another_range_are_counted_once(tmp_path, ra
     assert read["scrubbed:mail"] == 1
 
 
+def test_days_whose_log_is_gone_stay_as_they_are_where_that_is_said(tmp_path):
+    log = parquet(tmp_path / "2026-01-01.parquet", [row(1)])
+    day = {"start": date(2026, 1, 1), "end": date(2026, 1, 1)}
+    pattern = tmp_path / "{date}.parquet"
+    assert run(tmp_path / "lake", pattern, **day, if_there=True).counts["turns"] == 1
+    before = content(tmp_path / "lake")
+    log.unlink()
+    with pytest.raises(InputError, match="no file for any day from 2026-01-01 to 2026-01-01"):
+        run(tmp_path / "lake", pattern, **day)
+    skipped = run(tmp_path / "lake", pattern, **day, if_there=True).skipped
+    assert "no file for any day" in skipped and skipped.endswith("what the lake has of it stays as it is")
+    assert content(tmp_path / "lake") == before
+
+
 def test_a_byte_order_mark_is_no_fault(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_bytes(b"\xef\xbb\xbf" + encode(FIRST) + b"\r\n\r\n" + encode(FIRST | {"turn_id": "2"}))
