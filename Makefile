@@ -23,8 +23,8 @@ test: .venv/.dev ## every test but the long runs
 check: .venv/.dev ## the fast tests
 	$(PYTEST) -n 2 --dist loadscope -m "$(FAST)"
 
-soak: .venv/.dev ## the long runs: scale, many kills; adds a dated row of each to tests/soak/RESULTS.md
-	$(PYTEST) -m soak
+soak: .venv/.dev ## the long runs, about two hours: faults, Airflow, scale; a line of progress a minute or so, a dated row of each in tests/soak/RESULTS.md
+	$(PYTEST) -v -m soak tests/soak
 
 bench: .venv/.dev ## turns per second beside plain Polars; goals of 50,000 texts beside community_detection (BENCH="--turns 1000000 --save")
 	.venv/bin/python tests/bench/bench.py $(BENCH)

@@ -253,11 +253,12 @@ def release_feedback():
 
     @task(inlets=[TURNS])
     def late(of: dict[str, Any], dag_run: Any = None, inlet_events: Any = None) -> list[dict[str, Any]]:
-        """Days that were mined lately: where the log has changed since, their daily tables are made again, and this as-of sees them."""
+        """Days mined lately whose log has changed are made again, and this as-of sees them; where the log is gone, the day stays as it is."""
         since = dag_run.run_after - timedelta(days=int(setting(of, "late", required=False) or 3))
         events = inlet_events[TURNS].after(since.isoformat())
         days = sorted({e.extra["date"] for e in events if e.extra.get("lake") == setting(of, "lake")})
-        done = [run_job("ingest", of, f"--logs={setting(of, 'logs')}", f"--from={day}", f"--to={day}") for day in days]
+        args = f"--logs={setting(of, 'logs')}", "--if-there"
+        done = [run_job("ingest", of, *args, f"--from={day}", f"--to={day}") for day in days]
         return done + ([run_job("detect", of, f"--from={days[0]}", f"--to={days[-1]}")] if days else [])
 
     @task(outlets=[EMBEDDINGS])
@@ -371,8 +372,7 @@ def housekeeping():
 
     @task
     def forget(of: dict[str, Any]) -> dict[str, Any]:
-        file = setting(of, "forget", required=False)
-        if not file:
+        if not (file := setting(of, "forget", required=False)):
             raise AirflowSkipException("nobody asked to be forgotten: SAYAGAIN_FORGET is not set")
         return run_job("forget", of, f"--file={file}")
 

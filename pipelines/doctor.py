@@ -124,6 +124,7 @@ def lake(options: DoctorOptions) -> Iterator[Finding]:
     except LakeError as error:
         yield Finding("key", BROKEN, str(error), "without it `ingest` stops; the other jobs do not need it")
     yield from _tables(store, options.deep)
+    yield from _together(store, options.lake)
     yield from _leftovers(context, options.rebuild)
     yield from _releases(context, options)
 
@@ -150,6 +151,28 @@ def _tables(store: Store, deep: bool) -> Iterator[Finding]:
     yield Finding("tables", GOOD, f"{files:,} files, {rows:,} rows, {'every byte' if deep else 'sizes'} as the manifests say")
 
 
+def _together(store: Store, lake: str) -> Iterator[Finding]:
+    """As-of tables that one job makes together: where one has a manifest, all should."""
+    from pipelines.jobs import module
+
+    for job in ("link", "aggregate"):
+        made = {}
+        for name in module(job).WRITES:
+            table, _, part = name.partition("/")
+            made[name] = {p.split("/")[0] for p in store.manifests(table) if p.partition("/")[2] == part}
+        days = sorted(set().union(*made.values()))
+        for day in days:
+            lost, date = [name for name, there in made.items() if day not in there], day.removeprefix("as_of=")
+            if lost:
+                fix = (
+                    f"sayagain {job} --as-of {date} --lake {lake}, with the --config of that day: the same bytes (`mine` does it by itself)"
+                )
+                if day != days[-1]:
+                    fix = "no later run reads it, and as-of tables are made in the order of their dates: restore it from a copy if you need it"
+                what = f"{', '.join(lost)} of {date}: no manifest, though what `{job}` makes with it has one; lost, or its run died"
+                yield Finding(lost[0].split("/")[0], WARNING, what, fix)
+
+
 def _leftovers(context: Context, mend: bool) -> Iterator[Finding]:
     """What a run that died left behind: attempts, leases, files that no manifest names."""
     store = context.store
@@ -160,7 +183,7 @@ def _leftovers(context: Context, mend: bool) -> Iterator[Finding]:
     for path in store.list("_leases"):
         held = json.loads(store.find(path) or b"{}")
         age = int(time.time() - max(held.get("since", 0), held.get("renewed", 0)))
-        if store.is_dead(held):
+        if store.leases.is_dead(held):
             stale.append(path)
         elif not path.startswith("_leases/attempt-"):
             who = f"process {held.get('pid')} on {held.get('host')}, {age:,} s ago"

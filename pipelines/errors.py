@@ -17,6 +17,10 @@ class InputError(SayagainError):
     """A file or a schema is not what it claims to be."""
 
 
+class NoInput(InputError):
+    """No log file is there."""
+
+
 class LakeError(SayagainError):
     """The lake is not there, of another format or key, or held by another run."""
 

@@ -21,127 +21,22 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines import aside, engine, gone, inputs, sources
-from pipelines.config import Config
 from pipelines.context import KEY_ENV, Context
-from pipelines.errors import InputError, LakeError, SayagainError, UsageError
+from pipelines.convert import CARRIED, convert, rules_of
+from pipelines.errors import InputError, LakeError, NoInput, SayagainError, UsageError
 from pipelines.inputs import UNDATED, Inputs, span
 from pipelines.plan import Plan, Todo
 from pipelines.shards import empty, partition
-from pipelines.sources import Block, Shard, Source
+from pipelines.sources import Shard, Source
 from pipelines.store import FileEntry, Manifest, Store
-from quality.names import hide_names
-from quality.scrub import KINDS, scrub, scrub_slots
 from rewrite import turns as t
-from rewrite.contracts import BUCKETS, LOG, LOG_REQUIRED, REJECTS, TURNS
+from rewrite.contracts import BUCKETS, LOG, REJECTS, TURNS
 from rewrite.text import KEY_VERSION
 
-VERSION = f"2.{KEY_VERSION}"
+VERSION = f"3.{KEY_VERSION}"
 SCHEMAS = {"turns": TURNS, "rejects": REJECTS}
 READS = {"logs": LOG.names}
 WRITES = {name: schema.names for name, schema in SCHEMAS.items()}
-
-_TEXTS = ("utterance", "served_utterance", "response")
-_CARRIED = [n for n in TURNS.names if n != "session"]  # through the shuffle
-
-
-# rows of a shard
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a block became: rows that are turns so far, rejects, and counts."""
-
-    turns: pl.DataFrame
-    rejects: pl.DataFrame
-    counts: Counter[str]  # read, outside, warning:NAME, scrubbed:KIND
-
-
-def convert(
-    block: Block,
-    source: Source,
-    rules: t.Rules,
-    secret: bytes,
-    start: date | None = None,
-    end: date | None = None,
-    left_out: gone.Gone | None = None,
-) -> Rows:
-    """Rows of the log into turns and rejects, scrubbed and under user keys, each with its `partition` and `bucket`.
-
-    Rows of users and days that were forgotten (`left_out`) count as outside, as if the log did not have them.
-    """
-    counts: Counter[str] = Counter(read=block.rows.height + block.broken.height)
-    logged = source.kind == "parquet" and rules.source("rewrite_id") in source.columns
-    rows, warnings = t.contract(block.rows, rules, treatment_logged=logged)
-    day = pl.col("timestamp").dt.date()
-    outside = pl.lit(False)
-    if start:
-        outside |= (day < start).fill_null(False)
-    if end:
-        outside |= (day > end).fill_null(False)
-    inside = rows.filter(~outside)
-    counts["outside"] += rows.height - inside.height
-    warnings.update({f"bad_{k}": n for k, n in block.lost.items() if k not in LOG_REQUIRED})
-    counts.update({f"warning:{k}": n for k, n in warnings.items()})
-    inside = inside.with_columns(
-        user_key=t.pseudonyms(inside["user_id"], secret),
-        session_id=t.pseudonyms(inside["session_id"], secret, "session"),
-        input=pl.lit(source.path),
-        partition=pl.coalesce(pl.format("date={}", day), pl.lit(partition(source.day) if source.day else UNDATED)),
-    ).drop("user_id")
-    if left_out:
-        forgotten = left_out.mask(inside)
-        counts["outside"] += int(forgotten.sum())
-        inside = inside.filter(~forgotten)
-
-    good, bad = inside.filter(pl.col("reason").is_null()), inside.filter(pl.col("reason").is_not_null())
-    scrubbed, kinds = _scrub(good, rules.names)
-    counts.update({f"scrubbed:{k}": n for k, n in kinds.items() if n})
-    turns, lost = t.canonical(scrubbed)
-    if lost:
-        counts["warning:bad_slots"] += lost
-
-    rejects = bad.rename({"utterance": "text"}).select(_REJECT)
-    if block.broken.height:
-        where = partition(source.day) if source.day else UNDATED
-        broken = block.broken.select(
-            "row",
-            input=pl.lit(source.path),
-            reason=pl.lit("bad_json"),
-            user_key=pl.lit(None, pl.String),
-            text="line",
-            partition=pl.lit(where),
-        ).select(_REJECT)
-        rejects = pl.concat([rejects, broken])
-    texts = t.excerpts(rejects["text"], lambda s: scrub(s)[0])
-    rejects = rejects.drop("text").with_columns(texts, row_hash=pl.lit(None, pl.String))
-    bucket = t.bucket_expr().fill_null((pl.col("row") % BUCKETS).cast(pl.Int32))
-    return Rows(
-        turns.select(*_CARRIED, "row", "partition", bucket.alias("bucket")),
-        rejects.with_columns(bucket.alias("bucket")),
-        counts,
-    )
-
-
-_REJECT = ("input", "row", "reason", "user_key", "text", "partition")
-
-
-def _scrub(rows: pl.DataFrame, names: tuple[str, ...] = ()) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Scrub every text column, and hide what the slots in `names` say; adds `scrubbed`, placeholders per row."""
-    clean, found = [], []
-    for name in (*_TEXTS, "slots"):
-        series, kinds = (scrub_slots if name == "slots" else scrub)(rows[name], rows["locale"])
-        clean.append(series.alias(name))
-        found.append(kinds)
-    total = found[0].select(
-        sum((f[k].cast(pl.Int32) for f in found), start=pl.zeros(rows.height, pl.Int32, eager=True)).alias(k) for k in KINDS
-    )
-    per_row = total.select(pl.sum_horizontal(*KINDS).clip(0, 2**15 - 1).cast(pl.Int16).alias("scrubbed")).to_series()
-    rows, counts = rows.with_columns(*clean, per_row), dict(total.sum().row(0, named=True))
-    if names:
-        texts, slots, hidden = hide_names(rows.select(_TEXTS), rows["slots"], names)
-        rows = rows.with_columns(*texts, slots, scrubbed=pl.col("scrubbed") + hidden)
-        counts["name"] = int(hidden.sum())
-    return rows, counts
 
 
 # the Beam side
@@ -199,12 +94,15 @@ class _Read(beam.DoFn):
                 yield f"{work.partition}/{g}", b""
             return
         counts: Counter[str] = Counter()
+        scrubbed: dict[str, Counter[str]] = {}
         problem = ""
         try:
             secret = _secret(job.key_secret)
             for block in sources.read(work, job.rules, job.rows):
                 rows = convert(block, work.source, job.rules, secret, job.start, job.end, job.left_out)
                 counts += rows.counts
+                for day, found in rows.scrubbed.items():
+                    scrubbed.setdefault(day, Counter()).update(found)
                 parts = []
                 for kind, frame in ((b"t", rows.turns), (b"r", rows.rejects)):
                     keyed = frame.with_columns(group=pl.col("bucket") % job.groups)
@@ -213,7 +111,7 @@ class _Read(beam.DoFn):
                 yield from aside.put(job.store, job.attempt, parts)
         except SayagainError as error:  # told to the launcher: an exception would reach it as a worker's stack trace
             problem = str(error)
-        receipt = engine.receipt("read", work.source.path, _NO_FILE, counts=dict(counts), problem=problem)
+        receipt = engine.receipt("read", work.source.path, _NO_FILE, counts=dict(counts), scrubbed=scrubbed, problem=problem)
         yield beam.pvalue.TaggedOutput("receipts", receipt)
 
 
@@ -299,19 +197,6 @@ def _shaped(frame: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:
 # the launcher's side
 
 
-def rules_of(config: Config) -> t.Rules:
-    """The `[log]` section as rules. Raises UsageError with every error in `log.columns`."""
-    log = config.log
-    try:
-        columns = t.parse_columns(log.columns)
-    except ValueError as error:
-        raise UsageError(f"the configuration has errors:\n{error}") from None
-    locale = t.casts.to_locale(pl.Series([log.locale]))[0]
-    if locale is None:
-        raise UsageError(f"log.locale = {log.locale!r}: not a language tag (BCP 47), such as en-US or sw")
-    return t.Rules(columns, log.timestamp_unit, locale, log.channel, log.treatment, tuple(log.names))
-
-
 def plan(context: Context) -> Plan:
     """Each file that would be read, and why."""
     made = inputs.find(context, VERSION)
@@ -336,7 +221,7 @@ def preview(context: Context, n: int = 5) -> pl.DataFrame:
         for shard in sources.shards(source, 1):
             for block in sources.read(shard, rules, 1_000):
                 rows = convert(block, source, rules, secret, start, end).turns
-                out.append(rows.select(n for n in _CARRIED if n in rows.columns).head(n - sum(map(len, out))))
+                out.append(rows.select(n for n in CARRIED if n in rows.columns).head(n - sum(map(len, out))))
                 if sum(map(len, out)) >= n:
                     return pl.concat(out)
     return pl.concat(out) if out else empty(TURNS).drop("session")
@@ -347,7 +232,13 @@ def run(context: Context, report: Any) -> None:
     start, end = span(context)
     rules = rules_of(context.config)
     with engine.leases(context, _lease_names(start, end)):
-        made = inputs.find(context, VERSION)
+        try:
+            made = inputs.find(context, VERSION)
+        except NoInput as error:
+            if not getattr(context.options, "if_there", False):
+                raise
+            report.skipped = f"{str(error).split('; ', maxsplit=1)[0]}: what the lake has of it stays as it is"
+            return
         files = {path: sources.inspect(f, rules) for path, f in made.todo.items()}
         made.notes += _unmapped(files, rules)
         rows, held = sum(f.rows for f in files.values()), context.config.run.shard_turns
@@ -387,7 +278,8 @@ def run(context: Context, report: Any) -> None:
             context.store.clear_attempt(attempt)
             raise InputError("\n".join(dict.fromkeys(problems)))
         per_input = _counts(receipts)
-        for path, n in sorted(per_input.items()):
+        for path, days in sorted(per_input.items()):
+            n = _total(days)
             kept = n["turns"] + n["duplicates"] + sum(m for name, m in n.items() if name.startswith("reject:"))
             engine.accounted(f"rows of {path}", n["read"] - n["outside"], kept)
         inputs_of = _publish(context, made, receipts)
@@ -422,20 +314,33 @@ def _lease_names(start: date | None, end: date | None) -> list[str]:
     return [partition(start + timedelta(n)) for n in range((end - start).days + 1)] if start and end else ["ingest"]
 
 
-def _counts(receipts: list[dict[str, Any]]) -> dict[str, Counter[str]]:
-    """Input -> counts, from what was read and what it became."""
-    counts: dict[str, Counter[str]] = {}
+Counts = dict[str, dict[str, Counter[str]]]  # input -> partition -> counts; the partition "" has what is known of the whole file alone
+
+
+def _counts(receipts: list[dict[str, Any]]) -> Counts:
+    """What was read of each input, and what it became."""
+    counts: Counts = {}
+
+    def add(path: str, day: str, found: dict[str, int]) -> None:
+        counts.setdefault(path, {}).setdefault(day, Counter()).update(found)
+
     for r in receipts:
         if r["table"] == "read":
-            counts.setdefault(r["partition"], Counter()).update(r["counts"]["counts"])
+            add(r["partition"], "", r["counts"]["counts"])
+            for day, found in r["counts"]["scrubbed"].items():
+                add(r["partition"], day, found)
         elif r["table"] == "merged":
-            for name, found in r["counts"]["inputs"].items():
-                counts.setdefault(name, Counter()).update(found)
+            for path, found in r["counts"]["inputs"].items():
+                add(path, r["partition"], found)
     return counts
 
 
-def _summary(per_input: dict[str, Counter[str]], made: Inputs, days: int) -> dict[str, Any]:
-    total: Counter[str] = sum(per_input.values(), Counter())
+def _total(days: dict[str, Counter[str]]) -> Counter[str]:
+    return sum(days.values(), Counter())
+
+
+def _summary(per_input: Counts, made: Inputs, days: int) -> dict[str, Any]:
+    total: Counter[str] = sum(map(_total, per_input.values()), Counter())
 
     def part(prefix: str) -> dict[str, int]:
         return {k.removeprefix(prefix): n for k, n in sorted(total.items()) if k.startswith(prefix)}

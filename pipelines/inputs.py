@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -126,8 +126,13 @@ def find(context: Context, version: str) -> Inputs:
     return made
 
 
-def note(context: Context, version: str, made: Inputs, counts: dict[str, Counter[str]], partitions: dict[str, set[str]]) -> None:
-    """After publishing: note what was read, so that it is not read again; forget notes that no longer hold."""
+def note(
+    context: Context, version: str, made: Inputs, counts: Mapping[str, Mapping[str, Mapping[str, int]]], partitions: dict[str, set[str]]
+) -> None:
+    """After publishing: note what was read, so that it is not read again; forget notes that no longer hold, and their counts of these days.
+
+    `counts`: path -> partition -> what its rows became.
+    """
     store, (start, end) = context.store, span(context)
     noted = _notes(store, [*made.todo, *made.neighbours])
     print_ = fingerprint(context.config, version)
@@ -135,8 +140,11 @@ def note(context: Context, version: str, made: Inputs, counts: dict[str, Counter
         store.delete(n["object"] for n in noted.get(path, []))
     name = f"{start or 'first'}_{end or 'last'}"
     for path, source in made.todo.items():
-        gone = (n for n in noted.get(path, []) if n["stamp"] != source.stamp or n["fingerprint"] != print_ or _within(n, start, end))
-        store.delete(n["object"] for n in gone)  # what this run has read again would be counted twice
+        for n in noted.get(path, []):  # what this run has read again would be counted twice
+            if n["stamp"] != source.stamp or n["fingerprint"] != print_ or _within(n, start, end):
+                store.delete([n["object"]])
+            else:
+                _forget_days(store, n["object"], start, end)
         entry = {
             "path": path,
             "stamp": source.stamp,
@@ -144,6 +152,28 @@ def note(context: Context, version: str, made: Inputs, counts: dict[str, Counter
             "from": str(start or ""),
             "to": str(end or ""),
             "partitions": sorted(d for d, inputs in partitions.items() if path in inputs),
-            "counts": dict(sorted(counts.get(path, Counter()).items())),
+            "by_day": {day: dict(found) for day, found in counts.get(path, {}).items() if day},
         }
-        store.put(f"{_folder(path)}/{name}.json", (json.dumps(entry, indent=1, sort_keys=True) + "\n").encode())
+        store.put(f"{_folder(path)}/{name}.json", _written(entry))
+
+
+def _written(entry: dict[str, Any]) -> bytes:
+    return (json.dumps(entry, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _forget_days(store: Store, name: str, start: date | None, end: date | None) -> None:
+    """Take the counts of these days, and of rows without one, out of a note; a run of other days that writes it meanwhile is faster."""
+    if found := store.find_version(name):
+        entry = json.loads(found[0])
+        kept = {day: counts for day, counts in entry.get("by_day", {}).items() if not _in_span(day, start, end)}
+        if kept != entry.get("by_day"):
+            store.put_if(name, _written(entry | {"by_day": kept}), found[1])
+
+
+def counted(store: Store) -> Counter[str]:
+    """What became of every row that was ever read into this lake: turns, duplicates, reject:REASON, scrubbed:KIND."""
+    total: Counter[str] = Counter()
+    for path in store.list("_inputs"):
+        for found in json.loads(store.get(path)).get("by_day", {}).values():
+            total.update(found)
+    return total

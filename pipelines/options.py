@@ -70,6 +70,7 @@ class IngestOptions(DatedOptions):
         metavar="PATH",
         many=True,
     )
+    if_there: bool = opt(False, "leave the lake as it is where no log file is there (deleted since the days were read)")
     dry_run: bool = opt(
         False, "print five mapped and scrubbed rows, the plan, and with another runner than local each job's graph; write nothing"
     )

@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 Frames = Mapping[str, pl.DataFrame | None]
 
 
-def input_counts(store: Store) -> Counter[str]:
-    """Rows read, duplicates and rejects by reason of everything that was ingested into this lake."""
-    total: Counter[str] = Counter()
-    for path in store.list("_inputs"):
-        total.update(json.loads(store.get(path))["counts"])
-    return total
-
-
 def _daily(store: Store, days: list[str]) -> dict[str, Counter[str]]:
     """Step -> locale -> count, of the daily tables of a window."""
     steps: dict[str, Counter[str]] = {}
@@ -55,14 +47,15 @@ def release_data(
     parent: Parent | None = None,
 ) -> ReportData:
     """Everything but what the run itself took: the same for the same lake."""
-    from pipelines import seeing, watch
+    from pipelines import inputs, seeing, watch
     from quality.measures import movers
     from quality.reportdata import report_data
 
     watched = watch.gather(store, settings["votes"], candidates, settings["rules"], settings["k"], settings["burst"])
     if parent is not None:
         watched["movers"] = movers(built.tables["labels"], parent.tables["labels"])
-    read = input_counts(store)
+    read = inputs.counted(store)
+    rows = sum(n for name, n in read.items() if name in ("turns", "duplicates") or name.startswith("reject:"))
     daily = _daily(store, settings["days"])
     funnel: Rows = []
 
@@ -72,7 +65,7 @@ def release_data(
     def of(frame: pl.DataFrame | None, column: str = "locale") -> dict[str, int]:
         return {} if frame is None else dict(frame.group_by(column).len().iter_rows())
 
-    step("rows read", {"": read["read"] - read["outside"]})
+    step("rows read", {"": rows})
     step("turns of the window", daily.get("turns", {}))
     step("pairs of turns", daily.get("pairs", {}))
     step("asked again in other words", daily.get("asked_again", {}))

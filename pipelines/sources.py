@@ -26,7 +26,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.errors import InputError
+from pipelines.errors import InputError, NoInput
 from rewrite import casts
 from rewrite.contracts import LOG_REQUIRED
 from rewrite.turns import Rules, missing_columns
@@ -98,7 +98,7 @@ class Block:
 def find(logs: tuple[str, ...], start: date | None = None, end: date | None = None) -> tuple[list[Source], list[str]]:
     """The files that paths, folders, globs and {date} patterns name, sorted, and notes about what was passed over.
 
-    Raises InputError when a path names nothing, or every day of a {date} pattern is missing.
+    Raises NoInput when a path names nothing, or every day of a {date} pattern is missing.
     """
     endpoint = os.environ.get("AWS_ENDPOINT_URL")  # as in engine_options: workers get it with the job, the launcher here
     FileSystems.set_options(PipelineOptions([f"--s3_endpoint_url={endpoint}"] if endpoint else []))
@@ -119,7 +119,7 @@ def find(logs: tuple[str, ...], start: date | None = None, end: date | None = No
                 found.setdefault(f.path, f)
         if len(missing) == len(days):
             what = f"no file for any day from {start} to {end}" if days[0] else "no file there"
-            raise InputError(f"--logs {spec}: {what}; name Parquet or JSON Lines files, a folder, a glob (quoted) or a {{date}} pattern")
+            raise NoInput(f"--logs {spec}: {what}; name Parquet or JSON Lines files, a folder, a glob (quoted) or a {{date}} pattern")
         if missing:
             notes.append(f"{spec}: no file for {len(missing)} of {len(days)} days: {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}")
     return [found[p] for p in sorted(found)], notes

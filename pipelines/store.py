@@ -13,10 +13,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
-import socket
-import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +25,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, Pre
 from obstore.store import LocalStore, MemoryStore, from_url
 
 from pipelines.errors import LakeError, UsageError
+from pipelines.leases import Leases
 
 try:
     import fcntl
@@ -36,9 +33,6 @@ except ImportError:  # not on Windows, where nothing of this was tried
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
-LEASE_SECONDS = 6 * 3600  # in a local folder, a lease of a machine that vanished is free after this
-RENEW_SECONDS = 60  # in an object store its holder says so often that it lives
-LOST_SECONDS = 15 * RENEW_SECONDS  # and is taken for dead after this silence: longer than any pause of a live one, clocks apart included
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")
 """Stores with conditional writes, by obstore; a file system without them (hdfs, http) cannot keep a lake."""
 
@@ -98,8 +92,7 @@ class Store:
         root = root.removeprefix("file://")
         self.root = root.rstrip("/") if "://" in root else str(Path(root).expanduser().absolute())
         self.local = "://" not in root
-        self._held: dict[str, tuple[bytes, str]] = {}  # leases: path -> what was written, its version
-        self._lock = threading.Lock()
+        self.leases = Leases(self)
         if not self.local and root.split("://")[0] not in SCHEMES:
             raise UsageError(f"--lake {root}: a lake needs conditional writes; name a local folder, or one of {', '.join(SCHEMES[:-1])}://")
         if self.local:
@@ -301,7 +294,7 @@ class Store:
                 self.move(aside, f.path)
             elif not self.exists(f.path):
                 raise LakeError(f"{self.url(f.path)}: the file to publish is gone; run again")
-        self._still_held()
+        self.leases.still_held()
         if self.put_if(path, manifest.to_json(), before[1] if before else None) is None:
             raise LakeError(f"{self.url(path)}: another run published it meanwhile; run again")
         self.sweep(manifest.table, manifest.partition, {f.path for f in manifest.files})
@@ -336,78 +329,6 @@ class Store:
         parts = [self.read_file(f, columns) for f in manifest.files if wanted is None or f.bucket in wanted]
         return pa.concat_tables(parts) if parts else None
 
-    # leases
-
-    @contextlib.contextmanager
-    def lease(self, name: str) -> Iterator[None]:
-        """Hold `name` while the block runs. Raises LakeError that says who holds it.
-
-        In an object store the holder renews it; one that fell silent loses it, and can then publish nothing.
-        """
-        path, since = f"_leases/{name}.json", int(time.time())
-        token = secrets.token_hex(8)
-        mine = _held_by_us(since, token)
-        version = self.put_if(path, mine, None)
-        while version is None:
-            found = self.find_version(path)
-            held = json.loads(found[0]) if found else {}
-            if found and not _dead(held, self.local):
-                who = f"process {held.get('pid')} on {held.get('host')}"
-                raise LakeError(f"{self.url('')}: {name} is held by {who}; wait for it, or delete {self.url(path)} if it is gone")
-            version = self.put_if(path, mine, found[1] if found else None)
-        self._held[path] = mine, version
-        done = threading.Event()
-        renewing = threading.Thread(target=self._renew, args=(path, since, token, done), daemon=True)
-        if not self.local and not self.root.startswith("memory://"):
-            renewing.start()
-        try:
-            yield
-        finally:
-            done.set()
-            if renewing.is_alive():
-                renewing.join()
-            last = self._held.pop(path)[0]
-            if self.find(path) == last:
-                self.delete([path])
-
-    def is_dead(self, held: dict[str, Any]) -> bool:
-        """Whether what a lease says of its holder means that it is gone."""
-        return _dead(held, self.local)
-
-    def _renew(self, path: str, since: int, token: str, done: threading.Event) -> None:
-        while not done.wait(RENEW_SECONDS):
-            data = _held_by_us(since, token)
-            with contextlib.suppress(LakeError), self._lock:  # a store that is away for a while: the next time
-                version = self.put_if(path, data, self._held[path][1])
-                if version is None:
-                    return  # taken over: `_still_held` says so
-                self._held[path] = data, version
-
-    def _still_held(self) -> None:
-        """Raises LakeError when another run took a lease of ours for dead."""
-        if self.local:
-            return  # a live process keeps its leases there
-        with self._lock:
-            lost = [path for path, (data, _) in self._held.items() if self.find(path) != data]
-        if lost:
-            raise LakeError(f"{self.url(lost[0])}: this run was silent for {LOST_SECONDS} s and lost it; nothing was published, run again")
-
-
-def _held_by_us(since: int, token: str) -> bytes:
-    held = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "renewed": int(time.time()), "token": token}
-    return json.dumps(held).encode()
-
-
-def _dead(held: dict[str, Any], local: bool) -> bool:
-    silent = time.time() - max(held.get("since", 0), held.get("renewed", 0))
-    if silent > (LEASE_SECONDS if local else LOST_SECONDS):
-        return True
-    if held.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(held["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    def lease(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Hold `name` while the block runs, as `pipelines.leases` says. Raises LakeError that says who holds it."""
+        return self.leases.held(name)

@@ -306,7 +306,7 @@ def test_a_log_that_changed_after_its_day_was_mined_is_read_again(dags, module, 
     made = [line.split(" --lake=")[0].removeprefix("-m pipelines ") for line in calls.read_text().splitlines()]
     days = ("2026-01-28", "2026-01-30", "2026-01-31")
     ingested = [
-        f"ingest --logs=/logs/{{date}}.parquet --from={day} --to={day}" for day in days
+        f"ingest --logs=/logs/{{date}}.parquet --if-there --from={day} --to={day}" for day in days
     ]  # as `mine_feedback` did: else all is read anew
     assert made == [*ingested, "detect --from=2026-01-28 --to=2026-01-31"]
     monkeypatch.setenv("SAYAGAIN_LATE", "7")

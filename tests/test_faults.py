@@ -5,6 +5,7 @@ The short form; `make soak` does it at a hundred random moments (tests/soak/test
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import polars as pl
@@ -64,13 +65,27 @@ def test_a_day_that_comes_late_and_twice_gives_the_same_daily_tables(world, tmp_
     assert tables(lake, "turns", "input") == tables(world.folder / "calm", "turns", "input")
 
 
-def test_a_lost_partition_of_a_released_day_is_made_again(world):
+def test_a_lost_partition_of_a_released_day_is_named_and_made_again(world, capsys):
+    """By the doctor and by --dry-run; by the doctor's own fix, and by `mine`."""
     lake = world.lake()
     shutil.copytree(world.folder / "calm", lake)
-    for lost in ("goal_edges", "candidates"):
-        (manifest, *_) = sorted((lake / "_manifests" / lost).rglob("*.json"))
+    manifests = [sorted((lake / "_manifests" / lost).rglob("*.json"))[0] for lost in ("goal_edges", "candidates")]
+    for manifest in manifests:
         manifest.unlink()
+    capsys.readouterr()
+    assert main(["doctor", f"--lake={lake}", "--json"]) == 0
+    found = {f["about"]: f for f in json.loads(capsys.readouterr().out)["findings"] if f["state"] == "warning"}
+    assert found.keys() - {"disk"} == {"goal_edges", "candidates", "leftovers"}
+    config = f"--config={world.folder}/c.toml"
+    assert main(["link", f"--lake={lake}", config, "--dry-run"]) == 0
+    assert "goal_edges as_of=2026-01-02: is gone" in capsys.readouterr().out
+    fix = found["goal_edges"]["fix"].split(",")[0].split()
+    assert main([*fix[1:], config, "--quiet"]) == 0
+    assert manifests[0].exists() and not manifests[1].exists()
     world.heals(lake)
+    capsys.readouterr()
+    assert main(["doctor", f"--lake={lake}", "--json"]) == 0
+    assert "no manifest" not in capsys.readouterr().out
 
 
 def test_one_undisturbed_run_again_changes_nothing(world):

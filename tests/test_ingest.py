@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -18,11 +19,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import ingest, sources
+from pipelines import ingest, inputs, sources
 from pipelines.context import Context
 from pipelines.errors import InputError, LakeError, UsageError
 from pipelines.options import IngestOptions
-from pipelines.reporting import input_counts
 from pipelines.store import Store
 from rewrite import turns as t
 from rewrite.contracts import BUCKETS, REJECTS, TURNS
@@ -414,12 +414,31 @@ def test_values_without_a_plain_form_are_counted(tmp_path):
 
 
 @pytest.mark.slow
-def test_days_that_are_read_again_in_a_wider_range_are_counted_once(tmp_path):
-    log = parquet(tmp_path / "log.parquet", [row(1), row(60 * 24, text="mail a@b.org")])
-    for start, end in (("2026-01-01", "2026-01-01"), ("2026-01-02", "2026-01-02"), ("2026-01-01", "2026-01-02")):
-        run(tmp_path / "lake", log, start=date.fromisoformat(start), end=date.fromisoformat(end))
-    read = input_counts(Store(str(tmp_path / "lake")))
-    assert (read["read"] - read["outside"], read["scrubbed:mail"]) == (2, 1)
+@pytest.mark.parametrize("ranges", [[(1, 1), (2, 2), (1, 2)], [(1, 2), (2, 3)], [(1, 3), (2, 2)], [(2, 3), (1, 2), (3, 3)]])
+def test_days_that_are_read_again_in_another_range_are_counted_once(tmp_path, ranges):
+    """In reports, rows without a date included, whatever ranges one file was read in."""
+    undated = row(3) | {"timestamp": None}
+    log = parquet(tmp_path / "log.parquet", [row(1), row(60 * 24, text="mail a@b.org"), row(60 * 48), row(60 * 48), undated])
+    for first, last in ranges:
+        run(tmp_path / "lake", log, start=date(2026, 1, first), end=date(2026, 1, last))
+    days = {day for first, last in ranges for day in range(first, last + 1)}
+    read = inputs.counted(Store(str(tmp_path / "lake")))
+    assert (read["turns"], read["duplicates"], read["reject:missing_timestamp"]) == (len(days), int(3 in days), 1)
+    assert read["scrubbed:mail"] == 1
+
+
+def test_days_whose_log_is_gone_stay_as_they_are_where_that_is_said(tmp_path):
+    log = parquet(tmp_path / "2026-01-01.parquet", [row(1)])
+    day = {"start": date(2026, 1, 1), "end": date(2026, 1, 1)}
+    pattern = tmp_path / "{date}.parquet"
+    assert run(tmp_path / "lake", pattern, **day, if_there=True).counts["turns"] == 1
+    before = content(tmp_path / "lake")
+    log.unlink()
+    with pytest.raises(InputError, match="no file for any day from 2026-01-01 to 2026-01-01"):
+        run(tmp_path / "lake", pattern, **day)
+    skipped = run(tmp_path / "lake", pattern, **day, if_there=True).skipped
+    assert "no file for any day" in skipped and skipped.endswith("what the lake has of it stays as it is")
+    assert content(tmp_path / "lake") == before
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path):
@@ -461,7 +480,7 @@ def test_rows_that_a_runner_loses_stop_the_run(tmp_path, monkeypatch):
 
     def losing(*arguments):
         rows = convert(*arguments)
-        return ingest.Rows(rows.turns.head(-3), rows.rejects, rows.counts)
+        return dataclasses.replace(rows, turns=rows.turns.head(-3))
 
     monkeypatch.setattr(ingest, "convert", losing)
     with pytest.raises(LakeError, match=r"50 were sent and 47 arrived"):

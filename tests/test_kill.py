@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from faults import CONFIG
-from running import DIED, contents, difference, run_dying, simulate
+from running import DIED, Nursery, contents, difference, simulate
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -14,14 +14,14 @@ def test_three_deaths_change_nothing(tmp_path):
     config = tmp_path / "c.toml"
     config.write_text(CONFIG)
     mine = ["mine", f"--logs={log}", f"--config={config}", "--quiet"]
-    _, changes = run_dying(0, *mine, f"--lake={tmp_path}/calm")
+    with Nursery(tmp_path) as calmly:
+        _, changes = calmly.run(*mine, f"--lake={tmp_path}/calm")
     calm = contents(tmp_path / "calm")
     assert "releases/LATEST" in calm
 
-    deaths = 0
-    for share in (0.3, 0.45, 0.12):  # ingest publishing; then the daily tables; then whatever comes next
-        deaths += run_dying(int(share * changes), *mine, f"--lake={tmp_path}/killed")[0] == DIED
-    assert deaths >= 2, f"of {changes} changes"
-    code, _ = run_dying(0, *mine, f"--lake={tmp_path}/killed")
-    assert code == 0
+    with Nursery(tmp_path) as nursery:
+        shares = (0.3, 0.45, 0.12)  # ingest publishing; then the daily tables; then whatever comes next
+        deaths = sum(nursery.run(*mine, f"--lake={tmp_path}/killed", at=int(share * changes))[0] == DIED for share in shares)
+        assert deaths >= 2, f"of {changes} changes"
+        assert nursery.run(*mine, f"--lake={tmp_path}/killed")[0] == 0
     assert not difference(calm, contents(tmp_path / "killed"))

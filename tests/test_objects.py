@@ -14,7 +14,7 @@ import pytest
 from objects import s3
 from obstore.store import from_url
 
-from pipelines import store as stores
+from pipelines import leases
 from pipelines.errors import LakeError, UsageError
 from pipelines.store import Manifest, Store
 
@@ -58,8 +58,8 @@ def test_objects_conditional_writes_and_tables(root):
 def test_of_two_runs_that_publish_one_partition_the_slower_fails(root, monkeypatch):
     fast, slow = Store(root), Store(root)
     entry = slow.attempt("slow", "turns", DAY, pa.table({"x": [1]}), 0)
-    check = slow._still_held
-    monkeypatch.setattr(slow, "_still_held", lambda: (write(fast, "fast", 2), check()))
+    check = slow.leases.still_held
+    monkeypatch.setattr(slow.leases, "still_held", lambda: (write(fast, "fast", 2), check()))
     with pytest.raises(LakeError, match="another run published it meanwhile"):
         slow.publish("slow", Manifest("turns", DAY, "test", "slow", (entry,)))
     assert fast.read("turns", DAY).to_pydict() == {"x": [2]}
@@ -70,14 +70,14 @@ def test_a_silent_holder_loses_its_lease_and_publishes_nothing(root, monkeypatch
     with zombie.lease("day"):
         with pytest.raises(LakeError, match="day is held by process"), heir.lease("day"):
             pass
-        monkeypatch.setattr(stores, "LOST_SECONDS", -1)
+        monkeypatch.setattr(leases, "LOST_SECONDS", -1)
         with heir.lease("day"), pytest.raises(LakeError, match="lost it; nothing was published"):
             write(zombie, "z", 1)
         assert heir.manifest("turns", DAY) is None
 
 
 def test_a_live_holder_renews_its_lease(root, monkeypatch):
-    monkeypatch.setattr(stores, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.05)
     store = Store(root)
     with store.lease("day"):
         before, deadline = json.loads(store.get("_leases/day.json")), time.monotonic() + 60

@@ -21,7 +21,6 @@ import pytest
 from faults import CONFIG
 from running import contents, difference, run, simulate
 from test_dags import DRIVER, TRAINER
-from test_soak import record
 
 from pipelines.cli import main
 
@@ -105,7 +104,7 @@ def day_by_day(lake: Path, log: Path, config: Path, days: list[str]) -> None:
             assert main([job, f"--lake={lake}", f"--config={config}", "--quiet", *more]) == 0
 
 
-def test_the_real_scheduler(tmp_path):
+def test_the_real_scheduler(tmp_path, record, say):
     log, lake, reference, config = (
         simulate(tmp_path / "world", TURNS, len(DAYS)),
         tmp_path / "lake",
@@ -121,6 +120,7 @@ def test_the_real_scheduler(tmp_path):
     for job in ("embed", "link", "aggregate", "release"):
         assert main([job, f"--lake={reference}", f"--config={config}", "--quiet"]) == 0
 
+    say(f"{len(DAYS)} days by hand are done")
     home = tmp_path / "home"
     home.mkdir()
     (tmp_path / "stand_in_trainer.py").write_text(TRAINER)
@@ -158,6 +158,7 @@ def test_the_real_scheduler(tmp_path):
         scheduler.command(["pools", "set", "sayagain", "2", "jobs of the lake"], ["dags", "unpause", "mine_feedback"], backfill)
         scheduler.wait("the backfill", f"{succeeded('mine_feedback')} AND run_type = 'backfill'", len(DAYS), DONE)
         mined = time.monotonic() - start - ready
+        say(f"the backfill is done, after {mined:.0f} s")
         # unpaused, a DAG makes the run of its last date at once
         scheduler.command(["dags", "unpause", "retrain"], ["dags", "unpause", "release_feedback"])
         scheduler.wait("the release", succeeded("release_feedback"), 1, DONE)

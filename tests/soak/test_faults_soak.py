@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from faults import World, full_disk, worker_raises
 from running import ROOT, contents, difference
-from test_soak import KILLS, record
+from test_soak import KILLS
 
 from pipelines.cli import main
 from pipelines.store import Store
@@ -36,7 +36,7 @@ def world(tmp_path_factory) -> World:
     return World(tmp_path_factory.mktemp("faults"))
 
 
-def test_full_disks_and_raising_workers_at_random_moments(world):
+def test_full_disks_and_raising_workers_at_random_moments(world, record, say):
     draw, lake, hit, healed = random.Random(0), world.lake(), 0, 0
     for n in range(KILLS):
         fault = full_disk(draw.randint(1, world.changes // 2)) if n % 2 else worker_raises(draw.choice(STEPS), draw.randint(1, 2))
@@ -51,12 +51,14 @@ def test_full_disks_and_raising_workers_at_random_moments(world):
             world.heals(lake)
             shutil.rmtree(lake)
             healed += 1
+        if n % 10 == 9:
+            say(f"{n + 1} of {KILLS} runs, {hit} faults, {healed} lakes healed")
     world.heals(lake)
     assert hit > KILLS / 4
     record("full disks and raising workers", f"{hit} faults in {KILLS} runs; {healed + 1} lakes healed, byte-identical to a calm run")
 
 
-def test_a_disk_that_is_really_full(world, tmp_path):
+def test_a_disk_that_is_really_full(world, tmp_path, record):
     """A tmpfs in a namespace of its own: `mine` stops with its words, and goes on when there is room."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
         pytest.skip("no user namespaces here: `unshare -rm` is refused")
@@ -78,7 +80,7 @@ def test_a_disk_that_is_really_full(world, tmp_path):
     record("a full disk", f"a tmpfs of a third of the lake's {size / 2**20:.1f} MiB: stopped, went on with room, byte-identical")
 
 
-def test_every_table_corrupted_in_turn_is_found_and_mended(world):
+def test_every_table_corrupted_in_turn_is_found_and_mended(world, record, say):
     mended = 0
     for table in ("candidates", "turns", "rephrases", "outcomes", "votes", "goals"):
         lake = world.lake()
@@ -95,5 +97,6 @@ def test_every_table_corrupted_in_turn_is_found_and_mended(world):
                 store.delete([path])
                 mended += 1
         world.heals(lake)
+        say(f"{table} mended")
     assert mended >= 6
     record("corrupted files", f"{mended} tables, one flipped byte each: found by `doctor --deep`, made anew, byte-identical")
