@@ -75,7 +75,7 @@ class Blocks(beam.DoFn):
 
 def there(vectors: np.ndarray) -> np.ndarray:
     """bool (n,): which rows are vectors: neither unknown (NaN) nor zero."""
-    return np.isfinite(vectors[:, 0]) & (np.abs(vectors).max(axis=1) > 0)
+    return np.isfinite(vectors[:, 0]) & vectors.any(axis=1)
 
 
 class _OfBlock(beam.DoFn):
@@ -200,11 +200,13 @@ class Search(beam.DoFn):
                 kept[c] = vectors, rows
             return kept[c]
 
-        for c in task["search"]:
-            vectors, rows = cell(c)
-            near, cosines = nb.search_cells(vectors, rows, nb.look_cells(vectors, centres, task["probes"]), cell, self._plan.k)
-            table = pa.table([pa.array(rows), _lists(near), _lists(cosines)], ["row", "near", "cosine"])
-            yield locale, engine.to_ipc(table.replace_schema_metadata({"probes": str(task["probes"]), "recall": repr(task["recall"])}))
+        if not task["search"]:
+            return
+        members = [cell(c) for c in task["search"]]
+        vectors, rows = (np.concatenate(column) for column in zip(*members, strict=True))
+        near, cosines = nb.search_cells(vectors, rows, nb.look_cells(vectors, centres, task["probes"]), cell, self._plan.k)
+        table = pa.table([pa.array(rows), _lists(near), _lists(cosines)], ["row", "near", "cosine"])
+        yield locale, engine.to_ipc(table.replace_schema_metadata({"probes": str(task["probes"]), "recall": repr(task["recall"])}))
 
 
 class NearNeighbours(beam.PTransform):

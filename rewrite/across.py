@@ -64,7 +64,7 @@ def join_locales(
     `lexicon`: what words of two locales say the same, looked for in `utterances` (one per row when there is a lexicon).
     `untaught`: locales whose language their model was not taught.
     """
-    there = np.abs(vectors).max(axis=1) > 0 if len(vectors) else np.zeros(0, bool)
+    there = vectors.any(axis=1)
     names = np.array([m or "" for m in model], dtype=object)
     found = []
     for name in sorted(set(names[there])):

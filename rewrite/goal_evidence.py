@@ -155,7 +155,7 @@ def similar_pairs(
     code = texts["locale"].rank("dense").cast(pl.Int64).to_numpy() if texts.height else empty
     lookups: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     if vectors is not None and len(vectors):
-        there = np.isfinite(vectors[:, 0]) & (np.abs(vectors).max(axis=1) > 0)
+        there = np.isfinite(vectors[:, 0]) & vectors.any(axis=1)
         locale = texts["locale"].to_numpy()
         edges = np.flatnonzero(np.append(True, locale[1:] != locale[:-1])) if len(locale) else empty
         for start, stop in zip(edges, np.append(edges[1:], len(locale)), strict=True):

@@ -9,7 +9,7 @@ The steps are functions of their own, of which `near_cosine` is the way on one m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +37,14 @@ SMALL = 2000
 TOGETHER = 32_768
 """Rows that look into cells together, in the order of their homes: few cells then meet many rows each, in one product of matrices."""
 
-BLOCK = 1024
-"""Query rows at a time: a block of similarities against 100,000 texts is 400 MB in float32."""
+BLOCK = 1 << 26
+"""Similarities at a time: 268 MB in float32."""
+
+ROWS = 1024
+"""Rows compared with all centres at a time."""
 
 
-def top_cosine(vectors: np.ndarray, k: int, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+def top_cosine(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` rows nearest to every row, itself left out.
 
     `vectors`: (n, d) unit rows of any float type. Returns (indices int64 (n, k'), cosines float32 (n, k')) with
@@ -54,11 +57,11 @@ def top_cosine(vectors: np.ndarray, k: int, block: int = BLOCK) -> tuple[np.ndar
         return np.zeros((n, 0), np.int64), np.zeros((n, 0), np.float32)
     table = np.ascontiguousarray(vectors, dtype=np.float32)
     rows = np.arange(n)
-    return search(table, rows, table, rows, k, block)
+    return search(table, rows, table, rows, k)
 
 
 def search(
-    queries: np.ndarray, query_rows: np.ndarray, members: np.ndarray, member_rows: np.ndarray, k: int, block: int = BLOCK
+    queries: np.ndarray, query_rows: np.ndarray, members: np.ndarray, member_rows: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rows int64 (q, k), cosines float32 (q, k)) of the `k` members nearest to each query, itself left out, nearest first; -1 and -2
     where there are fewer. `queries`, `members`: float32 unit rows; `member_rows` ascending. Equal cosines in the order of the row."""
@@ -68,6 +71,7 @@ def search(
         return rows, cosines
     own = np.minimum(np.searchsorted(member_rows, query_rows), len(members) - 1)
     found = np.flatnonzero(member_rows[own] == query_rows)
+    block = max(1, BLOCK // len(members))
     for start in range(0, len(queries), block):
         part = slice(start, start + block)
         cosine = queries[part] @ members.T
@@ -147,8 +151,8 @@ def train_cells(sample: np.ndarray, cells: int, seed: int = 0) -> np.ndarray:
 def home_cells(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """int64 (n,): the cell whose centre is nearest to each row; of equally near ones (to 1e-5) the first."""
     out = np.empty(len(vectors), np.int64)
-    for start in range(0, len(vectors), BLOCK):
-        out[start : start + BLOCK] = np.round(np.asarray(vectors[start : start + BLOCK], np.float32) @ centres.T, 5).argmax(axis=1)
+    for start in range(0, len(vectors), ROWS):
+        out[start : start + ROWS] = np.round(np.asarray(vectors[start : start + ROWS], np.float32) @ centres.T, 5).argmax(axis=1)
     return out
 
 
@@ -156,11 +160,11 @@ def look_cells(vectors: np.ndarray, centres: np.ndarray, probes: int) -> np.ndar
     """int64 (n, probes'): the cells nearest to each row, nearest first; probes' = min(probes, cells)."""
     probes = min(probes, len(centres))
     out = np.empty((len(vectors), probes), np.int64)
-    for start in range(0, len(vectors), BLOCK):
-        cosine = np.round(np.asarray(vectors[start : start + BLOCK], np.float32) @ centres.T, 5)
+    for start in range(0, len(vectors), ROWS):
+        cosine = np.round(np.asarray(vectors[start : start + ROWS], np.float32) @ centres.T, 5)
         index = _largest(cosine, probes)
         order = np.lexsort((index, -np.take_along_axis(cosine, index, axis=1)))
-        out[start : start + BLOCK] = np.take_along_axis(index, order, axis=1)
+        out[start : start + ROWS] = np.take_along_axis(index, order, axis=1)
     return out
 
 
@@ -178,16 +182,47 @@ def enough_cells(looks: np.ndarray, homes: np.ndarray) -> tuple[int, float]:
 def search_cells(
     queries: np.ndarray, query_rows: np.ndarray, looks: np.ndarray, cell: Callable[[int], tuple[np.ndarray, np.ndarray]], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `search`, each query in the cells that it `looks` into (q, probes). `cell` gives a cell's unit rows and their numbers, ascending."""
-    probes = looks.shape[1]
-    rows = np.full((len(queries), probes, k), -1, np.int64)
-    cosines = np.full((len(queries), probes, k), -2, np.float32)
+    """As `search`, each query in the cells that it `looks` into (q, probes), nearest first. `cell` gives a cell's unit rows and their
+    numbers, ascending.
+
+    The nearest cell has most of what is found. In the others only what is at least as near as the last found there can matter: few
+    enough to compare every cosine with one number, and to sort what is left.
+    """
+    rows, cosines = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -2, np.float32)
+    for c, who in _by_cell(looks[:, :1]):
+        rows[who], cosines[who] = search(queries[who], query_rows[who], *cell(c), k)
+    least = cosines[:, -1] - 1e-5  # cosines are compared after they are rounded
+    found = [(np.repeat(np.arange(len(queries)), k), rows.ravel(), cosines.ravel())]
+    for c, who in _by_cell(looks[:, 1:]):
+        members, member_rows = cell(c)
+        block = max(1, BLOCK // max(1, len(members)))
+        for start in range(0, len(who), block):
+            part = who[start : start + block]
+            cosine = queries[part] @ members.T
+            at, which = np.divmod(np.flatnonzero(cosine >= least[part, None]), max(1, len(members)))
+            many = np.bincount(at, minlength=len(part)) > k
+            if many.any():  # nothing near at home, or many alike: no more than `k` of a cell are kept
+                near, value = search(queries[part[many]], query_rows[part[many]], members, member_rows, k)
+                found.append((np.repeat(part[many], k), near.ravel(), value.ravel()))
+                at, which = at[~many[at]], which[~many[at]]
+            apart = member_rows[which] != query_rows[part[at]]
+            at, which = at[apart], which[apart]
+            found.append((part[at], member_rows[which], np.clip(np.round(cosine[at, which], 5), -1, 1)))
+    who, near, value = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((near, -value, who))
+    who, near, value = who[order], near[order], value[order]
+    place = np.arange(len(who)) - np.searchsorted(who, np.arange(len(queries)))[who]
+    kept = place < k
+    rows[who[kept], place[kept]], cosines[who[kept], place[kept]] = near[kept], value[kept]
+    return rows, cosines
+
+
+def _by_cell(looks: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(cell, the rows that look into it), of a table of looks (q, any)."""
     flat = np.argsort(looks, axis=None, kind="stable")
     cells, starts = np.unique(looks.ravel()[flat], return_index=True)
     for c, at in zip(cells.tolist(), np.split(flat, starts[1:]), strict=True):
-        who, place = np.divmod(at, probes)
-        rows[who, place], cosines[who, place] = search(queries[who], query_rows[who], *cell(c), k)
-    return merge_nearest(rows.reshape(len(queries), -1), cosines.reshape(len(queries), -1), k)
+        yield c, at // looks.shape[1]
 
 
 def merge_nearest(rows: np.ndarray, cosines: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

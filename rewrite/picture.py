@@ -17,7 +17,7 @@ def picture(goals: pl.DataFrame, vectors: np.ndarray | None) -> pl.DataFrame:
     ones of the goals' means, so that the texts of a goal stay together.
     """
     at = np.full((goals.height, 2), np.nan)
-    there = np.flatnonzero(np.abs(vectors).max(axis=1) > 0) if vectors is not None and goals.height > 2 else np.zeros(0, np.int64)
+    there = np.flatnonzero(vectors.any(axis=1)) if vectors is not None and goals.height > 2 else np.zeros(0, np.int64)
     if vectors is None or len(there) < 3 or vectors.shape[1] < 2:
         return goals.with_columns(x=pl.lit(None, pl.Float64), y=pl.lit(None, pl.Float64))
     locale = np.unique(goals["locale"].to_numpy()[there], return_inverse=True)[1]

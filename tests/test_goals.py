@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rewrite import neighbours
 from rewrite.contracts import GOAL_CHANGES, GOAL_EDGES, GOALS
 from rewrite.goal_evidence import number_sets
 from rewrite.goal_ids import goal_id
@@ -246,12 +247,13 @@ def test_certain_links_give_the_components_of_networkx():
         assert groups(got) == {frozenset(names[i] for i in c) for c in nx.connected_components(graph)}
 
 
-def test_nearest_neighbours_are_exact_with_ties_in_the_order_of_the_index():
+def test_nearest_neighbours_are_exact_with_ties_in_the_order_of_the_index(monkeypatch):
+    monkeypatch.setattr(neighbours, "BLOCK", 64 * 300)
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(300, 16))
     vectors[50:60] = vectors[40]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    indices, cosines = top_cosine(vectors.astype(np.float32), 5, block=64)
+    indices, cosines = top_cosine(vectors.astype(np.float32), 5)
     full = np.round((vectors.astype(np.float32) @ vectors.astype(np.float32).T), 5)
     np.fill_diagonal(full, -2)
     expected = np.lexsort((np.broadcast_to(np.arange(300), full.shape), -full), axis=1)[:, :5]

@@ -62,6 +62,26 @@ def test_parts_of_a_table_searched_apart_give_the_same_neighbours(vectors):
     np.testing.assert_allclose(cosine, top_cosine(vectors, 5)[1], atol=2e-5)
 
 
+@pytest.mark.parametrize("block", [nb.BLOCK, 1000])
+def test_cells_with_many_alike_and_with_few(vectors, block, monkeypatch):
+    """Forty rows are one vector, spread over all cells, and one cell has two rows: found as if each cell were searched apart."""
+    monkeypatch.setattr(nb, "BLOCK", block)
+    table, rows = vectors[:400].copy(), np.arange(400)
+    table[::10] = table[0]
+    home = rows % 3
+    home[[5, 11]] = 3
+    cells = [(table[home == c], rows[home == c]) for c in range(4)]
+    looks = (home[:, None] + np.arange(3)) % 4
+    near, cosines = nb.search_cells(table, rows, looks, lambda c: cells[c], 7)
+    apart = [search(table, rows, *cells[c], 7) for c in range(4)]
+    seen = (looks[:, :, None] == np.arange(4)).any(axis=1).repeat(7, axis=1)
+    expected = nb.merge_nearest(
+        np.where(seen, np.hstack([i for i, _ in apart]), -1), np.where(seen, np.hstack([c for _, c in apart]), -2), 7
+    )
+    np.testing.assert_array_equal(near, expected[0])
+    np.testing.assert_allclose(cosines, expected[1], atol=2e-5)
+
+
 def test_fewer_members_than_neighbours_and_none(vectors):
     rows, cosines = search(vectors[:3], np.arange(3), vectors[:3], np.arange(3), 5)
     assert (np.sort(rows[0]) == [-1, -1, -1, 1, 2]).all()
