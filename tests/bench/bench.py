@@ -85,7 +85,7 @@ def run_plain(log: Path, lake: Path, out: Path) -> dict[str, Took]:
     """The same two steps without Beam, with the lake's key and model."""
     import polars as pl
 
-    from pipelines import ingest, modelstore, sources
+    from pipelines import convert, modelstore, sources
     from pipelines.config import Config
     from pipelines.context import Context
     from pipelines.options import DetectOptions
@@ -94,14 +94,14 @@ def run_plain(log: Path, lake: Path, out: Path) -> dict[str, Took]:
     from rewrite.votes import detect
 
     context, config = Context(DetectOptions(lake=str(lake), quiet=True)), Config()
-    rules, secret, gap = ingest.rules_of(config), context.user_key(), config.sessions.gap
+    rules, secret, gap = convert.rules_of(config), context.user_key(), config.sessions.gap
     files, _ = sources.find((str(log),))
     out.mkdir()
 
     def ingest_day(source: sources.Source) -> int:
         source = sources.inspect(source, rules)
         shard = sources.Shard(source, tuple(range(len(source.groups))))
-        made = [ingest.convert(block, source, rules, secret) for block in sources.read(shard, rules, source.rows)]
+        made = [convert.convert(block, source, rules, secret) for block in sources.read(shard, rules, source.rows)]
         turns, rejects = (pl.concat([getattr(m, n) for m in made]).with_columns(fresh=pl.lit(True)) for n in ("turns", "rejects"))
         turns, rejects, _ = t.merge(turns, rejects)
         turns = t.cut_sessions(turns, gap)
