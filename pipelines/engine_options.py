@@ -116,6 +116,11 @@ class EngineOptions:
                 raise UsageError(f"--beam={text}: say --runner, one of {', '.join(RUNNERS)}")
         if self.user_key_secret and not re.fullmatch(r"projects/[^/]+/secrets/[^/]+/versions/[^/]+", self.user_key_secret):
             raise UsageError(f"--user-key-secret {self.user_key_secret}: should be projects/PROJECT/secrets/SECRET/versions/VERSION")
+        if self.user_key_secret and self.runner in ("local", "prism"):
+            raise UsageError(
+                f"--user-key-secret {self.user_key_secret} goes with --runner spark or dataflow; workers of --runner {self.runner} are given the "
+                "key of this process: leave it away, and set SAYAGAIN_USER_KEY"
+            )
         if self.runner == "prism" and (path := os.environ.get(PRISM_ENV)) and not Path(path).is_file():
             raise UsageError(f"{PRISM_ENV}={path}: there is no such file; name Beam's prism, or unset it: Beam then downloads it")
         if self.runner == "spark":
@@ -180,6 +185,10 @@ class EngineOptions:
         if bool(self.gpu) != bool(self.gpu_image):
             raise UsageError(
                 "--gpu and --gpu-image go together: workers with a GPU need an image with CUDA (infra/Dockerfile, target cuda)"
+            )
+        if self.worker_memory != EngineOptions.worker_memory and not self.prime:
+            raise UsageError(
+                f"--worker-memory {self.worker_memory} goes with --prime, which fits workers by it; name --prime too, or a --machine-type"
             )
         if self.max_workers < 0:
             raise UsageError(f"--max-workers {self.max_workers}: should be 1 or more, or 0 for Dataflow's own limit")

@@ -12,19 +12,22 @@ import stat
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
+from release_lake import fixtures, mined
+from release_world import AS_OF, rewrite, world
 
 pytest.importorskip("airflow.sdk", reason="Airflow is not installed: pip install -c constraints.txt -e '.[airflow]'")
 pytestmark = pytest.mark.dag
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "dags" / "sayagain.py"
+made, lake = fixtures(1)
 NAMES = ["housekeeping", "mine_feedback", "release_feedback", "retrain"]
 
 
@@ -344,6 +347,27 @@ def test_nothing_new_is_not_announced(dags, module, job):
     for try_number in (1, 2):
         with pytest.raises(module.AirflowSkipException, match="nothing_new"):
             release(dags, module, try_number)
+
+
+@pytest.mark.slow
+def test_a_refusal_is_a_failed_task_in_the_words_of_the_gate(dags, module, job, lake, tmp_path, monkeypatch):
+    """The real `release` on candidates that a gate refuses; nothing is announced, and whoever should know is told."""
+    job("exit 9")
+    monkeypatch.delenv("SAYAGAIN_PYTHON")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("SAYAGAIN_NOTIFY", f"tee {tmp_path}/told")
+    day = AS_OF + timedelta(weeks=1)
+    mined(lake, day, world(rewrites=[rewrite(f"put on {n} lights", "put on the lights") for n in range(30)]))
+    latest, events = lake.get("releases/LATEST"), Events()
+    of, ti = {"assistant": "car", "lake": lake.root}, SimpleNamespace(dag_id="d", task_id="release", run_id="r", try_number=1)
+    with pytest.raises(module.AirflowFailException) as failed:
+        call(dags["release_feedback"], "one.release", of, {"as_of": str(day)}, ti=ti, outlet_events=events)
+    module.notify({"ti": ti, "exception": failed.value})
+    message = json.loads((tmp_path / "told").read_text())["message"]
+    assert "release of car ended with exit 3" in message and re.search(r"REFUSED as of.*numbers_kept: \d+ of \d+ rows", message, re.S), (
+        message
+    )
+    assert not events and lake.get("releases/LATEST") == latest
 
 
 def told(dags, module, *events, params=None):

@@ -43,6 +43,7 @@ def _bare(monkeypatch, tmp_path):
         ({"beam": ("x=1",)}, "l", "--beam=x=1: should be a whole option"),
         ({"beam": ("--runner=FlinkRunner",)}, "l", "say --runner"),
         ({"user_key_secret": "secret"}, "l", "projects/PROJECT/secrets"),
+        ({"user_key_secret": "projects/p/secrets/s/versions/1"}, "l", "goes with --runner spark or dataflow"),
         ({"runner": "spark", "spark_master": "mesos://h"}, "l", "--spark-master mesos://h"),
         ({"runner": "spark", "spark_job_server": "/no.jar"}, "l", "--spark-job-server /no.jar: there is no such file"),
         ({"runner": "spark", "job_endpoint": "h:1", "spark_master": "local"}, "l", "leave --spark-master"),
@@ -63,6 +64,7 @@ def _bare(monkeypatch, tmp_path):
         ({"runner": "dataflow", **CLOUD, "gpu": "nvidia-l4"}, LAKE, "--gpu and --gpu-image go together"),
         ({"runner": "dataflow", **CLOUD, "gpu": "L4 x", "gpu_image": "i"}, LAKE, "--gpu L4 x: should look like nvidia-l4"),
         ({"runner": "dataflow", **CLOUD, "worker_memory": "lots"}, LAKE, "--worker-memory lots"),
+        ({"runner": "dataflow", **CLOUD, "worker_memory": "8GB"}, LAKE, "--worker-memory 8GB goes with --prime"),
         ({"runner": "dataflow", **CLOUD, "max_workers": -1}, LAKE, "--max-workers -1"),
     ],
 )

@@ -27,7 +27,10 @@ def check(*command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file", [INFRA / "Dockerfile", INFRA / "spark" / "compose.yaml"], ids=lambda p: p.name)
+FILES = sorted(p for p in INFRA.rglob("*") if p.is_file() and p.suffix not in (".md", ".png"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.name)
 def test_the_first_line_says_what_was_executed(file):
     assert re.match(r"# (not )?executed", file.read_text())
 
@@ -52,7 +55,7 @@ def test_versions_are_those_that_are_tested():
 
 
 def test_what_the_image_copies_is_there_and_is_let_in():
-    text, ignore = (INFRA / "Dockerfile").read_text(), (INFRA / "Dockerfile.dockerignore").read_text().split()
+    text, ignore = (INFRA / "Dockerfile").read_text(), (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
     for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.M):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists() and f"!{source}" in ignore, source
