@@ -4,7 +4,7 @@ worker against two; goals of many texts; what a turn costs in long logs.
     make bench
     make bench BENCH="--turns 5000000 --times 3 --save"
     make bench BENCH="--turns 0 --texts 1000000"     # goals alone, see goals.py
-    make bench BENCH="--turns 0 --texts 0 --scale 1000000,20000000 --workers 2 --save"     # see scale.py
+    make bench BENCH="--turns 0 --texts 0 --scale 1000000,20000000 --save"     # see scale.py
 
 The jobs run as they do on one machine: Beam's FnApiRunner, users shuffled into buckets, files published by manifest.
 The plain form calls the same functions (contract, scrub, keys, duplicates, sessions, pairs, model, votes) file by file,
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1, help="runs of both sides, of which the best counts (default: 1)")
     parser.add_argument("--peer", type=int, default=30_000, help="turns of the per-element pipeline, 0 for none (default: 30,000)")
     parser.add_argument("--scale", default="", metavar="TURNS,TURNS", help="sizes to mine whole, see scale.py")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes of --scale (default: 2)")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes of --scale (default: 1, with two threads)")
     parser.add_argument("--save", action="store_true", help=f"add the table to {RESULTS.name}")
     options = parser.parse_args()
     os.environ.setdefault("SAYAGAIN_USER_KEY", "00" * 32)

@@ -1,6 +1,6 @@
 """What a log of many turns costs, stage by stage: `sayagain simulate`, then `sayagain mine`, one line of figures per size.
 
-    make bench BENCH="--scale 1000000,20000000 --workers 2 --save"
+    make bench BENCH="--scale 1000000,20000000 --save"
 
 Texts become n-grams instead of the encoder's vectors (`embedding.model = ngrams`), so `embed` is next to nothing and the time of
 all stages is the time without embedding. Memory is that of all processes of the run together, sampled twice a second. CPU seconds are
