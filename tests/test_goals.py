@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewrite import neighbours
+from rewrite import goal_evidence, neighbours
 from rewrite.contracts import GOAL_CHANGES, GOAL_EDGES, GOALS
 from rewrite.goal_evidence import number_sets
 from rewrite.goal_ids import goal_id
@@ -343,3 +343,14 @@ def test_wordings_of_one_goal_in_many_languages_without_any_behaviour():
     graph = build_goals(t, load_encoder().encode(t["utterance"].to_list()), links(), served())
     f1 = [v for k, v in score.variant_scores(gold, graph.goals).items() if k.endswith("_f1")]
     assert np.median(f1) > 0.61
+
+
+def test_misspelt_copies_do_not_move_the_scale_of_likeness():
+    """Of 2,000 wordings, and of the same with nine near copies each: a list is not judged harder because it is long."""
+    rng = np.random.default_rng(0)
+    wordings = np.repeat(rng.normal(size=(250, 64)), 8, axis=0) + 0.5 * rng.normal(size=(2000, 64))
+    copies = np.repeat(wordings, 10, axis=0) + 0.05 * rng.normal(size=(20_000, 64))
+    short, long = ((v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (wordings, copies))
+    near, near_of_many = (np.median(goal_evidence._nearest_of_sample(v, 0)) for v in (short, long))
+    assert np.median(top_cosine(long[:2000], 1)[1]) > 0.99
+    assert 0.7 < near_of_many < near + 0.05
