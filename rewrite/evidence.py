@@ -177,10 +177,13 @@ def merge_evidence(parts: Iterable[dict[str, pl.DataFrame]]) -> dict[str, pl.Dat
 
 
 def merge_table(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """One of the tables of `merge_evidence`, of one part or more: where all of them together are too many to hold."""
-    if len(parts) == 1:
-        return parts[0]
+    """One of the tables of `merge_evidence`, of one part or more: where all of them together are too many to hold.
+
+    Rows of one user's asking (`ask`) come from one part, that of the user's bucket: nothing of theirs is to be added up.
+    """
     key, sums = _TABLES[name]
+    if len(parts) == 1 or "ask" in key:
+        return as_strings(as_enums(pl.concat(parts)).sort(key, nulls_last=True))
     folds = [pl.col(c).any() if c == "step" else pl.col(c).sum() for c in sums]
     if name in _DATED:
         folds += [pl.col("first").min(), pl.col("last").max()]

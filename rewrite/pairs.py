@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from rewrite import ngrams
 from rewrite.contracts import TURNS
 from rewrite.model import TextStats
-from rewrite.text import coded
+from rewrite.text import coded, numbered
 
 MAX_LAG = 3
 RETRY_S = 2.0
@@ -92,7 +92,7 @@ def candidate_pairs(turns: pl.DataFrame, max_lag: int = MAX_LAG) -> pl.DataFrame
     order = np.lexsort((np.concatenate(seconds), np.concatenate(firsts)))
     i, j, lag = (np.concatenate(x)[order] for x in (firsts, seconds, lags))
     at = t["timestamp"].to_physical().to_numpy()
-    code = _codes(t["key"])
+    code = numbered(t["key"])
     return pl.DataFrame(
         {
             "i": i,
@@ -106,10 +106,6 @@ def candidate_pairs(turns: pl.DataFrame, max_lag: int = MAX_LAG) -> pl.DataFrame
             "is_retry": lag == 0,
         }
     )
-
-
-def _codes(keys: pl.Series) -> np.ndarray:
-    return keys.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
 
 
 class Texts:
@@ -194,7 +190,7 @@ def _echo(keys: pl.Series, replies: pl.Series, stats: TextStats) -> np.ndarray:
 
 def interpretations(turns: pl.DataFrame) -> np.ndarray:
     """What each turn was understood as: a number per column of INTERPRETATION, shape (turns, 2), NaN where there is none."""
-    return np.stack([turns[n].rank("dense").cast(pl.Float64).fill_null(np.nan).to_numpy() for n in ("intent", "slots")], axis=1)
+    return np.stack([numbered(turns[n]) for n in ("intent", "slots")], axis=1)
 
 
 def interpretation(understood: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:

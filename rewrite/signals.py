@@ -9,7 +9,7 @@ from rewrite import ngrams
 from rewrite.contracts import STATUSES
 from rewrite.model import TextStats
 from rewrite.pairs import edit_similarity
-from rewrite.text import coded
+from rewrite.text import coded, numbered
 
 SESSION = {
     # name: sign of the monotone constraint on P(served)
@@ -81,7 +81,7 @@ def session_signals(turns: pl.DataFrame, scored: pl.DataFrame) -> np.ndarray:
     x[i, at["gap"]] = np.log(np.maximum(near["gap_s"].to_numpy(), 0.0) + 0.5)
     for name, column in (("edit", "edit"), ("jaccard", "jaccard"), ("same_topic", "p_same_topic")):
         x[i, at[name]] = near[column].to_numpy()
-    intent = turns["intent"].rank("dense").cast(pl.Float64).fill_null(np.nan).to_numpy()
+    intent = numbered(turns["intent"])
     x[i, at["kept_intent"]] = np.where(np.isnan(intent[i]) | np.isnan(intent[j]), np.nan, intent[i] == intent[j])
     for name in ("refused", "barge_in", "feedback", "again"):
         x[i, at[f"next_{name}"]] = x[j, at[name]]

@@ -47,6 +47,12 @@ def coded(texts: pl.Series) -> tuple[pl.Series, np.ndarray]:
     return distinct, code.cast(pl.Int64).to_numpy()  # of no rows the mapping has no type
 
 
+def numbered(texts: pl.Series) -> np.ndarray:
+    """float64 (n,): the same number for the same text, NaN where there is none; which number, means nothing."""
+    codes = texts.cast(pl.Enum(texts.drop_nulls().unique())).to_physical()
+    return codes.cast(pl.Float64).fill_null(np.nan).to_numpy()
+
+
 def as_enums(frame: pl.DataFrame, *alike: tuple[str, ...]) -> pl.DataFrame:
     """`frame` with string columns as Enums of their sorted values: grouped and sorted by whole numbers, in the same order as the strings.
 
