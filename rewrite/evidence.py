@@ -182,7 +182,9 @@ def merge_table(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:
     Rows of one user's asking (`ask`) come from one part, that of the user's bucket: nothing of theirs is to be added up.
     """
     key, sums = _TABLES[name]
-    if len(parts) == 1 or "ask" in key:
+    if len(parts) == 1:
+        return parts[0]
+    if "ask" in key:
         return as_strings(as_enums(pl.concat(parts)).sort(key, nulls_last=True))
     folds = [pl.col(c).any() if c == "step" else pl.col(c).sum() for c in sums]
     if name in _DATED:
