@@ -99,7 +99,7 @@ class _Means:
     def __init__(self, similar: Similar, vectors: np.ndarray | None):
         self._similar = similar
         self._sums = None if vectors is None else vectors.copy()
-        self._size = np.zeros(0) if vectors is None else vectors.any(axis=1).astype(np.float64)
+        self._size = np.zeros(0) if vectors is None else np.asarray(vectors.any(axis=1), np.float64)
 
     def alike(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """P(one goal) by the mean cosine of pairs of clusters; 0 where a side has no vector, or where their numbers differ."""
