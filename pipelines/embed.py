@@ -24,8 +24,11 @@ CURRENT = "embeddings/CURRENT"
 
 
 def _seen(context: Context, as_of: date) -> str:
+    from pipelines import models
+
     c = context.config
-    return window.fingerprint(context, as_of, c.fingerprint("embedding.model", "privacy"), str(VERSION))
+    content = [found] if (found := models.folder_content(c.embedding.model)) else []
+    return window.fingerprint(context, as_of, c.fingerprint("embedding.model", "privacy"), str(VERSION), *content)
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,18 @@ def _bundled(spec: str, device: str) -> Encoder:
     return SentenceEncoder(SentenceTransformer(modules=[module], device=device), spec, identity, batch=batch)
 
 
+def folder_content(spec: str) -> str:
+    """What lies in the folder that `spec` names, as a hash: other weights in the same place are another model. "" where it names none."""
+    folder = Path(spec)
+    if spec in (AUTO, NGRAMS, *DATA) or not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
 def _hub(spec: str, device: str) -> Encoder:
     folder = Path(spec)
     if folder.is_dir() and not any(folder.rglob("*.safetensors")):
