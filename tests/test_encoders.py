@@ -183,3 +183,15 @@ def test_4_bit_blocks():
     for data in (b"", b"E5S1", b"E5S1" + b"\xff" * 100):
         with pytest.raises(BadModelFile, match="not an E5S1 model"):
             read_model(data)
+
+
+def test_other_weights_in_the_same_folder_are_another_model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert models.folder_content(models.FAST) == models.folder_content("a/hub-name") == ""
+    (folder / "model.safetensors").write_bytes(b"one")
+    first = models.folder_content(str(folder))
+    (folder / "model.safetensors").write_bytes(b"two")
+    assert len({first, models.folder_content(str(folder)), ""}) == 3
+    (folder / "model.safetensors").write_bytes(b"one")
+    assert models.folder_content(str(folder)) == first
