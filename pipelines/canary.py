@@ -14,7 +14,7 @@ import polars as pl
 from pipelines import shards, window
 from pipelines.context import Context
 from pipelines.store import Store
-from rewrite.contracts import GOALS, VOTES
+from rewrite.contracts import GOALS, MILLION, VOTES
 
 if TYPE_CHECKING:
     from quality.measures import Measure
@@ -97,8 +97,6 @@ def _untouched(votes: pl.DataFrame) -> pl.DataFrame:
 
 def _asked_again(trials: pl.DataFrame) -> pl.DataFrame:
     """The same of texts after which users asked again and were served: with what, in the end."""
-    from rewrite.careful import MILLION
-
     ended = pl.col("p") * pl.col("own") >= SERVED * MILLION**2
     return trials.filter(~pl.col("rewritten"), ended).select("locale", "source", "intent", user="ask")
 

@@ -114,13 +114,13 @@ def untaught(have: embed.Current | None, locales: Iterable[str]) -> list[str]:
 
 def goal_inputs(evidence: dict[str, pl.DataFrame], options: Options) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """`texts`, `links` and `served` of `rewrite.goals.build_goals`, from merged evidence: texts of k users, or asked again."""
-    from rewrite.pool import MILLION, build
+    from rewrite.pool import build
 
     pool = build(evidence, shards.empty(contracts.GOALS), options, chained=False)
     texts = pool.texts.filter(~pl.col("placeholder"))
     links = (
         pool.asks.group_by("s", "t")
-        .agg(users=pl.len().cast(pl.Int64), weight=pl.col("value").sum() / MILLION)
+        .agg(users=pl.len().cast(pl.Int64), weight=pl.col("value").sum() / contracts.MILLION)
         .join(pool.texts.select(pl.col("id").alias("s"), "locale", pl.col("utterance").alias("source")), on="s")
         .join(pool.texts.select(pl.col("id").alias("t"), pl.col("utterance").alias("target")), on="t")
         .select("locale", "source", "target", "users", "weight")
@@ -130,7 +130,7 @@ def goal_inputs(evidence: dict[str, pl.DataFrame], options: Options) -> tuple[pl
     texts = texts.filter((pl.col("users") >= options.k) | pl.col("linked")).sort("locale", "utterance")
     served = (
         pool.meanings.join(pool.texts.select("id", "locale", "utterance"), on="id")
-        .select("locale", "utterance", "intent", "slots", "users", weight=pl.col("served") / MILLION)
+        .select("locale", "utterance", "intent", "slots", "users", weight=pl.col("served") / contracts.MILLION)
         .join(texts.select("locale", "utterance"), on=["locale", "utterance"], how="semi")
     )
     links = links.join(texts.select("locale", source="utterance"), on=["locale", "source"], how="semi").join(

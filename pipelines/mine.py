@@ -25,8 +25,9 @@ def main(options: MineOptions) -> int:
     with metrics.written(context, "mine"), context.running():
         for name in DAILY:
             jobs.stage(context, name)
+        context.shares = True
         for day in _as_ofs(context):
-            context.pinned_as_of, context.shares = day, True
+            context.pinned_as_of = day
             for name in AS_OF:
                 jobs.stage(context, name)
         reporting.finish_run(context)

@@ -150,6 +150,4 @@ def merged(parts: Iterable[Tables], shards_sent: int) -> dict[str, pl.DataFrame]
     """What GatherEvidence's element holds, added up. Raises LakeError when the evidence of a shard did not arrive."""
     parts = list(parts)
     engine.accounted("shards of votes", shards_sent, len(parts))
-    if not parts:
-        return evidence.merge_evidence([])
-    return {name: evidence.merge_table(name, [engine.frame(p[name]) for p in parts]) for name in parts[0]}
+    return evidence.merge_evidence(parts, engine.frame)

@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 from scipy import special
 
-from rewrite.pool import MILLION, Pool, reach
+from rewrite.contracts import MILLION
+from rewrite.pool import Pool, reach
 
 SHIFT, SHARPEN = 1.0, 2.0
 """log odds of the probability = SHIFT + SHARPEN * log odds of the share, where a log is too short to say: towards doubt from what six

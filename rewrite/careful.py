@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import polars as pl
 
+from rewrite.contracts import MILLION
 from rewrite.trust import synchronised
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
     from rewrite.pool import Pool
 
-MILLION: Final = 1_000_000
 BETS: Final = np.array([0.0, 0.1, 0.25, 0.5, 0.75, 0.95])
 """Fractions of the greatest fair bet that wealth is spread over. None loses everything to one user; the first keeps cash."""
 SHARE: Final = 0.02

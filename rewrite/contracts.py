@@ -15,6 +15,9 @@ BUCKETS: Final = 16
 MAX_TEXT: Final = 1000
 """Characters in an utterance; a longer one is rejected, never cut."""
 
+MILLION: Final = 1_000_000
+"""Probabilities are added up as whole millionths: exact, whatever the order of the rows."""
+
 COUNT_STEPS: Final = (3, 5, 10, 20, 50)
 """Released counts are floored to these, then to 100, 200, 500, 1000, ..."""
 

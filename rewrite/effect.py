@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-MILLION: Final = 1_000_000
+from rewrite.contracts import MILLION
+
 _KEY: Final = ("locale", "text", "after")
 GROUPS: Final = ("corrected", "confirmed", "untouched")
 """What a release says of a text: something else than the assistant did (a rewrite, or a label that is not its own reading),

@@ -13,27 +13,22 @@ spread over buckets, on row order or on the number of threads.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 
 from rewrite.careful import ask_id, trials
-from rewrite.contracts import VOTES
+from rewrite.contracts import MILLION, VOTES
 from rewrite.success import vote_bin
 from rewrite.text import as_enums, as_strings
 from rewrite.trust import Rules, Trust, judge
 
-MILLION: Final = 1_000_000
 BOT_EVENTS: Final = 50
 BOT_DISTINCT: Final = 0.1
 """A user with 50 turns or more, of which under a tenth are distinct texts, is a machine: in six worlds this finds the bot
 and at most one busy person; a limit on turns per day found busy people and missed the bot."""
-REPEATS: Final = 3
-"""A user who went from a text to a target so often is a repeater: natural failures are given up or remembered."""
-CERTAIN: Final = 0.5
-"""A link at or above this probability makes its user a voter."""
 
 # Each table: its key, then its additive columns; `first` and `last` dates are folded by min and max.
 _TABLES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
@@ -170,27 +165,32 @@ def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> p
     return pl.concat(tables)
 
 
-def merge_evidence(parts: Iterable[dict[str, pl.DataFrame]]) -> dict[str, pl.DataFrame]:
-    """Add evidence tables up: associative, commutative, and exact. An empty iterable gives empty tables."""
-    parts = list(parts) or [bucket_evidence(empty_votes())]
-    return {name: merge_table(name, [p[name] for p in parts]) for name in _TABLES}
+def merge_evidence(parts: Iterable[Any], read: Callable[[Any], pl.DataFrame] = lambda table: table) -> dict[str, pl.DataFrame]:
+    """Add evidence tables up: associative, commutative, and exact. An empty iterable gives empty tables.
+
+    parts: tables by name, or what `read` makes a table of; so no more than one table of all parts is held at a time.
+    """
+    parts = list(parts)
+    if not parts:
+        return bucket_evidence(empty_votes())
+    return {name: _merged(name, [read(p[name]) for p in parts]) for name in _TABLES}
 
 
-def merge_table(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """One of the tables of `merge_evidence`, of one part or more: where all of them together are too many to hold.
+def _merged(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """One of the tables, of one part or more.
 
     Rows of one user's asking (`ask`) come from one part, that of the user's bucket: nothing of theirs is to be added up.
     """
-    key, sums = _TABLES[name]
     if len(parts) == 1:
         return parts[0]
-    if "ask" in key:
-        return as_strings(as_enums(pl.concat(parts)).sort(key, nulls_last=True))
+    key, sums = _TABLES[name]
     folds = [pl.col(c).any() if c == "step" else pl.col(c).sum() for c in sums]
     if name in _DATED:
         folds += [pl.col("first").min(), pl.col("last").max()]
-    coded = as_enums(pl.concat(parts))
-    return as_strings(coded.group_by(key).agg(folds).sort(key, nulls_last=True))
+    rows = as_enums(pl.concat(parts))
+    if "ask" not in key:
+        rows = rows.group_by(key).agg(folds)
+    return as_strings(rows.sort(key, nulls_last=True))
 
 
 def empty_votes() -> pl.DataFrame:

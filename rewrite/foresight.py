@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from rewrite import calibration
-from rewrite.pool import FAILS, MILLION, Pool
+from rewrite.contracts import MILLION
+from rewrite.pool import FAILS, Pool
 from rewrite.reliability import BINS, MIN_CASES, Diagram
 
 JUDGED: Final = ("goal", "live", "weak", "no_lift", "unproven", "false_discovery")

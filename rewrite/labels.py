@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from rewrite import majority, spans, witnesses
-from rewrite.contracts import CANDIDATE_LABELS
-from rewrite.pool import MILLION, Pool, unchanged
+from rewrite.contracts import CANDIDATE_LABELS, MILLION
+from rewrite.pool import Pool, unchanged
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import polars as pl
 
-from rewrite.pool import MILLION, Pool, reach
+from rewrite.contracts import MILLION
+from rewrite.pool import Pool, reach
 
 FEWEST = 20
 """Texts on which the two disagree, from which a locale can be judged: fewer tell nothing at two standard errors."""

@@ -225,12 +225,6 @@ def _by_cell(looks: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield c, at // looks.shape[1]
 
 
-def merge_nearest(rows: np.ndarray, cosines: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` nearest among several searches for the same queries, side by side: rows and cosines (q, any)."""
-    order = np.lexsort((rows, -cosines))[:, :k]
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(cosines, order, axis=1)
-
-
 def random_cosines(vectors: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """float32 cosines of `count` random pairs of different rows: what unrelated texts look like to this model. Seeded."""
     n = len(vectors)

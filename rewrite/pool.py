@@ -12,13 +12,13 @@ import polars as pl
 from scipy import sparse
 
 from rewrite import chain, success
+from rewrite.contracts import MILLION
 from rewrite.text import PLACEHOLDER
 from rewrite.trust import believed, shared, shared_once, synchronised
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
 
-MILLION = 1_000_000
 LEAK = 0.02
 """Nobody asks for ever: at least this share of the visits to a text is absorbed there. Keeps the chain solvable."""
 STEP = MILLION // 2

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 
 from rewrite import careful, meaning, wants
-from rewrite.contracts import CANDIDATE_REWRITES
-from rewrite.pool import MILLION, Pool
+from rewrite.contracts import CANDIDATE_REWRITES, MILLION
+from rewrite.pool import Pool
 from rewrite.targets import with_targets
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from rewrite.contracts import MILLION
 from rewrite.likeness import slot_values
-from rewrite.pool import MILLION, Pool, in_vain
+from rewrite.pool import Pool, in_vain
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options

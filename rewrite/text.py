@@ -43,8 +43,7 @@ def _key_series(texts: pl.Series) -> pl.Series:
 def coded(texts: pl.Series) -> tuple[pl.Series, np.ndarray]:
     """The distinct texts, sorted, and which of them each row is: int64 (n,). No text is null."""
     distinct = texts.unique().sort()
-    code = texts.replace_strict(distinct, pl.int_range(distinct.len(), eager=True), return_dtype=pl.Int64)
-    return distinct, code.cast(pl.Int64).to_numpy()  # of no rows the mapping has no type
+    return distinct, texts.cast(pl.Enum(distinct)).to_physical().cast(pl.Int64).to_numpy()
 
 
 def numbered(texts: pl.Series) -> np.ndarray:

@@ -14,8 +14,9 @@ import polars as pl
 from scipy import special
 
 from rewrite import calibration
+from rewrite.contracts import MILLION
 from rewrite.likeness import Likeness
-from rewrite.pool import FAILS, LOWER, MILLION, Pool, in_vain, unchanged
+from rewrite.pool import FAILS, LOWER, Pool, in_vain, unchanged
 from rewrite.targets import with_targets
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ nothing. Asking for a quarter instead cost 1 to 3 % of the removable defects on 
 LEAST_WORDING = 0.25
 """The same where the target has no interpretation, and a goal is a wording: below it real calls gave "south part of town" the target
 "west part of town", on a seventh of a user."""
+REPEATS = 3
+"""A user who went from a text to a target so often is a repeater: natural failures are given up or remembered."""
+CERTAIN = 0.5
+"""A link at or above this probability makes its user a voter."""
 LEARN_FROM = 0.8
 """Sources with this much evidence teach how likeness predicts where users go."""
 
@@ -42,11 +47,11 @@ def goals_of_sources(pool: Pool, least: float = LEAST_VOTE) -> pl.DataFrame:
     each = asks.group_by("s", "ask", "goal").agg(
         pl.col("v", "value", "events").max(), pl.col("first").min(), pl.col("last").max(), links=pl.len()
     )
-    sure = pl.col("value") >= MILLION // 2
+    sure = pl.col("value") >= CERTAIN * MILLION
     votes = each.group_by("s", "goal").agg(
         x=pl.col("v").sum(),
         goal_users=sure.sum().cast(pl.Int64),
-        repeaters=(sure & (pl.col("events") >= 3)).sum().cast(pl.Int64),
+        repeaters=(sure & (pl.col("events") >= REPEATS)).sum().cast(pl.Int64),
         votes=pl.col("links").sum().cast(pl.Int64),
         first=pl.col("first").min(),
         last=pl.col("last").max(),

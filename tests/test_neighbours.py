@@ -16,6 +16,12 @@ def vectors():
     return (out / np.linalg.norm(out, axis=1, keepdims=True)).astype(np.float32)
 
 
+def merge_nearest(rows: np.ndarray, cosines: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` nearest among several searches for the same queries, side by side: rows and cosines (q, any)."""
+    order = np.lexsort((rows, -cosines))[:, :k]
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(cosines, order, axis=1)
+
+
 def test_small_tables_are_exact(vectors):
     near = near_cosine(vectors[:500], 5)
     assert (near.recall, near.probes) == (1.0, 0)
@@ -57,7 +63,7 @@ def test_the_recall_told_is_the_recall_of_the_search():
 def test_parts_of_a_table_searched_apart_give_the_same_neighbours(vectors):
     rows = np.arange(len(vectors))
     parts = [search(vectors, rows, vectors[part], rows[part], 5) for part in np.array_split(rows, 7)]
-    index, cosine = nb.merge_nearest(np.hstack([i for i, _ in parts]), np.hstack([c for _, c in parts]), 5)
+    index, cosine = merge_nearest(np.hstack([i for i, _ in parts]), np.hstack([c for _, c in parts]), 5)
     np.testing.assert_array_equal(index, top_cosine(vectors, 5)[0])
     np.testing.assert_allclose(cosine, top_cosine(vectors, 5)[1], atol=2e-5)
 
@@ -75,9 +81,7 @@ def test_cells_with_many_alike_and_with_few(vectors, block, monkeypatch):
     near, cosines = nb.search_cells(table, rows, looks, lambda c: cells[c], 7)
     apart = [search(table, rows, *cells[c], 7) for c in range(4)]
     seen = (looks[:, :, None] == np.arange(4)).any(axis=1).repeat(7, axis=1)
-    expected = nb.merge_nearest(
-        np.where(seen, np.hstack([i for i, _ in apart]), -1), np.where(seen, np.hstack([c for _, c in apart]), -2), 7
-    )
+    expected = merge_nearest(np.where(seen, np.hstack([i for i, _ in apart]), -1), np.where(seen, np.hstack([c for _, c in apart]), -2), 7)
     np.testing.assert_array_equal(near, expected[0])
     np.testing.assert_allclose(cosines, expected[1], atol=2e-5)
 
