@@ -22,7 +22,6 @@ NGRAMS = "ngrams"
 AUTO = "auto"
 """FAST, WIDE or NGRAMS per locale, whichever tells asked-again pairs from random ones best there (`pipelines.choose`)."""
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
