@@ -23,7 +23,6 @@ AUTO = "auto"
 """FAST, WIDE or NGRAMS per locale, whichever tells asked-again pairs from random ones best there (`pipelines.choose`)."""
 
 
-
 @dataclass(frozen=True)
 class Data:
     """Data files of a package: they are read, none of the package's code is run."""
