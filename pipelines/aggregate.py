@@ -32,7 +32,7 @@ class Decide(beam.DoFn):
     def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[dict[str, Any]]:
         from rewrite.evidence import Options, candidates
 
-        goals = pl.concat([pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._goals.files])
+        goals = pl.concat([self._store.frame(f) for f in self._goals.files])
         options = Options(**self._options)
         found = candidates(window.merged(element[1], self._sent), goals, as_of=self._as_of, k=options.k, options=options)
         for name, schema in CANDIDATES.items():
@@ -70,13 +70,14 @@ def settings(context: Context) -> dict[str, Any]:
     return {"k": p.k, "burst": p.burst, "scarce": p.scarce, **decided}
 
 
-def _evidence(context: Context, as_of: date) -> tuple[list[Any], beam.PTransform]:
-    """(work items, how they become evidence): what `link` of the same run kept, else the votes, one shard per bucket of users."""
+def _evidence(context: Context, as_of: date) -> tuple[list[Any], beam.PTransform, int]:
+    """(work items, how they become evidence, how many shards of votes they are): what `link` of the same run kept, else the votes, one
+    shard per bucket of users."""
     place = window.kept(context, as_of, history=_careful(context))
     if context.store.list(place):
-        return [place], beam.ParDo(window.KeptEvidence(context.store))
+        return [place], beam.ParDo(window.KeptEvidence(context.store)), 0
     work = shards.by_bucket(window.manifests(context, as_of, _careful(context)))
-    return work, window.GatherEvidence(context.store, window.rules(context), len(work), context.window(as_of)[0])
+    return work, window.GatherEvidence(context.store, window.rules(context), len(work), context.window(as_of)[0]), len(work)
 
 
 def plan(context: Context) -> Plan:
@@ -97,8 +98,8 @@ def run(context: Context, report: Any) -> None:
     if goals is None:
         raise LakeError(f"there are no goals as of {as_of}; run `sayagain link --lake {context.options.lake} --as-of {as_of}` first")
     with context.store.lease("as_of"):
-        work, gather = _evidence(context, as_of)
-        transform = Aggregate(context.store, gather, f"{context.attempt}/aggregate", as_of, settings(context), goals, len(work))
+        work, gather, sent = _evidence(context, as_of)
+        transform = Aggregate(context.store, gather, f"{context.attempt}/aggregate", as_of, settings(context), goals, sent)
         receipts = engine.execute(context, "aggregate", work, transform, expect=len(CANDIDATES))
         fingerprint = _fingerprint(context, as_of)
         counts = {r["partition"]: r["counts"] for r in receipts}

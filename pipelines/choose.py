@@ -76,7 +76,7 @@ def run(context: Context, as_of: date) -> dict[str, dict[str, Any]]:
     attempt = f"{context.attempt}/choose"
     work = shards.by_bucket(window.manifests(context, as_of))
     receipts = engine.execute(context, "choose", work, beam.ParDo(Sample(store, attempt)))
-    parts = [pl.DataFrame(pl.from_arrow(store.read_file(_aside(attempt, FileEntry(**r["entry"]))))) for r in receipts]
+    parts = [store.frame(_aside(attempt, FileEntry(**r["entry"]))) for r in receipts]
     store.clear_attempt(attempt)
     columns = {"locale": pl.String, "source": pl.String, "target": pl.String, "intents": pl.Boolean}
     found = pl.concat(parts) if parts else pl.DataFrame(schema=columns)

@@ -62,7 +62,7 @@ class Missing(beam.DoFn):
             texts = texts.filter(pl.col("locale").is_in(self._locales))
         wanted = texts.filter((pl.col("users") >= self._k) | pl.col("linked")).select("key").unique()
         for entry in self._cached.get(bucket, ()):
-            have = pl.DataFrame(pl.from_arrow(self._store.read_file(entry, ["key"])))
+            have = self._store.frame(entry, ["key"])
             wanted = wanted.join(have, on="key", how="anti")
         wanted = wanted.sort(pl.col("key").str.len_chars(), "key")
         for start in range(0, wanted.height, self._chunk):

@@ -63,7 +63,7 @@ def said(store: Store, goes: Row, *, going: bool, buckets: set[int] | None = Non
             for entry in manifest.files:
                 if buckets is not None and entry.bucket not in buckets:
                     continue
-                rows = pl.DataFrame(pl.from_arrow(store.read_file(entry, columns)))
+                rows = store.frame(entry, columns)
                 rows = rows.filter(goes(partition, rows) if going else ~goes(partition, rows))
                 part = Said(_column(rows, texts), _column(rows, values))
                 if among:
@@ -213,7 +213,7 @@ def window_users(store: Store, partitions: Iterable[str], texts: pl.DataFrame, w
     for partition in partitions:
         manifest = store.manifest("votes", partition)
         for entry in manifest.files if manifest else ():
-            votes = pl.DataFrame(pl.from_arrow(store.read_file(entry, ["user_key", "locale", "source", "target"])))
+            votes = store.frame(entry, ["user_key", "locale", "source", "target"])
             goes = without(partition, votes)
             votes = votes.with_columns(goes.alias("goes"))
             long = pl.concat([votes.select("user_key", "locale", "goes", text=c) for c in ("source", "target")]).drop_nulls("text")

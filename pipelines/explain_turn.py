@@ -167,7 +167,7 @@ def _shared(store: Store, turns: pl.DataFrame, day: str, k: int) -> set[tuple[st
             known = goals.filter(pl.col("users") >= k).select("locale", key="utterance")
             out |= set(wanted.join(known, on=["locale", "key"], how="semi").iter_rows())
     if len(out) < wanted.height:
-        said = [pl.DataFrame(pl.from_arrow(store.read_file(f, ["locale", "key", "user_key"]))) for f in _files(store, day)]
+        said = [store.frame(f, ["locale", "key", "user_key"]) for f in _files(store, day)]
         users = (
             pl.concat(said).join(wanted, on=["locale", "key"], how="semi").group_by("locale", "key").agg(n=pl.col("user_key").n_unique())
         )

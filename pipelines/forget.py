@@ -87,7 +87,7 @@ def _daily(context: Context, theirs: pl.Series, buckets: set[int], users: list[s
     removed = dict.fromkeys(("votes", "rephrases", "outcomes", "rejects", "turns"), 0)
     for partition, turns in store.manifests("turns").items():
         columns = ["user_key", "turn_id", "locale"]
-        said = [pl.DataFrame(pl.from_arrow(store.read_file(f, columns))) for f in turns.files if f.bucket in buckets]
+        said = [store.frame(f, columns) for f in turns.files if f.bucket in buckets]
         rows = pl.concat(said) if said else pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
         own = rows.filter(pl.col("user_key").is_in(theirs))
         # A turn id is unique per user only. Where another user of these buckets has the same one, rows of both go, and the

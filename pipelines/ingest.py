@@ -152,7 +152,7 @@ class _Merge(beam.DoFn):
             frames[kind] = [blank, *fresh]
             for f in manifest.files if manifest else ():
                 if f.bucket in buckets:
-                    old = pl.DataFrame(pl.from_arrow(job.store.read_file(f)))
+                    old = job.store.frame(f)
                     old = old.with_columns(bucket=pl.lit(f.bucket, pl.Int32), fresh=pl.lit(False)).filter(~pl.col("input").is_in(job.given))
                     frames[kind].append(blank if old.is_empty() else _shaped(old, blank))
         turns, rejects = (pl.concat(frames[k]) for k in (b"t", b"r"))

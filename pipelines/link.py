@@ -72,7 +72,7 @@ class BuildGoals(beam.DoFn):
         vectors, model = embed.vectors(self._store, self._embeddings, texts["locale"], texts["utterance"])
         last = None
         if self._last is not None:
-            parts = [pl.DataFrame(pl.from_arrow(self._store.read_file(f))) for f in self._last.files]
+            parts = [self._store.frame(f) for f in self._last.files]
             last = pl.concat(parts) if parts else None
         graph = goals.build_goals(
             texts.select("locale", "utterance", "users", "served"),

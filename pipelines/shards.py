@@ -58,10 +58,8 @@ def read(store: Store, shard: Shard, columns: list[str] | None = None) -> pl.Dat
     """The shard's rows, with `date` (from the partition) and `bucket`."""
     frames = []
     for name, entry in shard.files:
-        table = store.read_file(entry, columns)
-        frame = pl.DataFrame(pl.from_arrow(table))
         frames.append(
-            frame.with_columns(
+            store.frame(entry, columns).with_columns(
                 date=pl.lit(date.fromisoformat(name.removeprefix("date=")), pl.Date), bucket=pl.lit(entry.bucket or 0, pl.Int32)
             )
         )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import obstore
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
@@ -308,15 +309,23 @@ class Store:
 
     def read_file(self, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
         """One file of a manifest. Raises LakeError when it is gone or is not what the manifest says."""
+        # By neither threads nor the dataset reader: workers are parallel as it is, the bytes are here, and a thread of Arrow's
+        # pools that is still busy when a short command ends aborts the process (measured: one run in four, exit code 134).
+        data = pa.BufferReader(self._bytes(entry))
+        return pq.ParquetFile(data).read([*columns] if columns else None, use_threads=False)
+
+    def frame(self, entry: FileEntry, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """`read_file` as a frame, by Polars' own reader: texts are read in a third of the time."""
+        return pl.read_parquet(io.BytesIO(self._bytes(entry)), columns=[*columns] if columns else None)
+
+    def _bytes(self, entry: FileEntry) -> bytes:
         mend = f"delete {self.url('_manifests/' + '/'.join(entry.path.split('/')[:2]))}* and run again: it is made anew"
         data = self.find(entry.path)
         if data is None:
             raise LakeError(f"{self.url(entry.path)}: named by its manifest but gone; {mend}")
         if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise LakeError(f"{self.url(entry.path)}: {len(data)} bytes that are not what the manifest says; {mend}")
-        # By neither threads nor the dataset reader: workers are parallel as it is, the bytes are here, and a thread of Arrow's
-        # pools that is still busy when a short command ends aborts the process (measured: one run in four, exit code 134).
-        return pq.ParquetFile(pa.BufferReader(data)).read([*columns] if columns else None, use_threads=False)
+        return data
 
     def read(
         self, table: str, partition: str, columns: Sequence[str] | None = None, buckets: Iterable[int] | None = None

@@ -16,6 +16,7 @@ from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import evidence, trust
 from rewrite.contracts import VOTES
+from rewrite.text import as_categories
 
 Tables = dict[str, bytes]  # evidence table -> Arrow IPC buffer
 
@@ -69,7 +70,7 @@ class Sketch(beam.DoFn):
         self._store = store
 
     def process(self, shard: Shard) -> Iterable[tuple[int, Tables]]:
-        votes = shards.read(self._store, shard, [*trust.SKETCHED]).drop("bucket")
+        votes = as_categories(shards.read(self._store, shard, [*trust.SKETCHED]).drop("bucket"))
         yield 0, {name: engine.to_ipc(t) for name, t in trust.sketch(votes).items()}
 
 
@@ -119,7 +120,7 @@ class GatherEvidence(beam.PTransform):
 
 
 class KeptEvidence(beam.DoFn):
-    """Where an earlier stage of the run left the evidence (`keep`) -> what GatherEvidence yields: one element, of one part."""
+    """Where an earlier stage of the run left the evidence (`keep`) -> one element like GatherEvidence's, of one part that is merged."""
 
     def __init__(self, store: Store):
         self._store = store
@@ -135,7 +136,7 @@ def kept(context: Context, as_of: date, *, history: bool = False) -> str:
 
 
 def keep(store: Store, place: str, found: dict[str, pl.DataFrame]) -> None:
-    """Leave merged evidence for `KeptEvidence`. A worker that does it again writes the same bytes."""
+    """Leave merged evidence for `KeptEvidence`. A worker that does it again writes the same rows."""
     for name, table in found.items():
         store.put(f"{place}/{name}", engine.to_ipc(table))
 
@@ -147,7 +148,11 @@ def rules(context: Context) -> trust.Rules:
 
 
 def merged(parts: Iterable[Tables], shards_sent: int) -> dict[str, pl.DataFrame]:
-    """What GatherEvidence's element holds, added up. Raises LakeError when the evidence of a shard did not arrive."""
+    """What the element of GatherEvidence holds, added up, or (no shards sent) of KeptEvidence. Raises LakeError when the evidence of
+    a shard did not arrive."""
     parts = list(parts)
+    if not shards_sent:
+        (kept,) = parts
+        return {name: engine.frame(table) for name, table in kept.items()}
     engine.accounted("shards of votes", shards_sent, len(parts))
     return evidence.merge_evidence(parts, engine.frame)

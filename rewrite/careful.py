@@ -120,12 +120,11 @@ test.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's
 
 def shown(pairs: pl.DataFrame, found: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
     """One row per (pair, user, version) whose want showed: `pair, version, date, rewritten, win, loss` (millionths), sorted."""
-    ids = pool.texts.select("locale", "utterance", "id", "goal", "intent", "slots")
-    rows = found.join(ids.select("locale", s="id", source="utterance"), on=["locale", "source"])
-    rows = rows.join(pairs.select("s").unique(), on="s", how="semi")
+    ids = pool.texts.select("id", "goal", pl.col("intent", "slots").cast(pl.Categorical))
+    rows = found.join(pairs.select("s").unique(), on="s", how="semi")
     burst = synchronised(rows.select("s", "ask", first="date"), options.burst)
     rows = rows.filter(~burst | pl.col("rewritten"))
-    rows = rows.join(ids.select("locale", target="utterance", t2="id", g2="goal"), on=["locale", "target"], how="left")
+    rows = rows.rename({"t": "t2"}).join(ids.select(t2="id", g2="goal"), on="t2", how="left")
     each = pairs.select("s", "t", "goal").with_row_index("pair").with_columns(pl.col("pair").cast(pl.Int64))
     each = each.join(ids.select("intent", "slots", t="id"), on="t")
     # an interpretation is a number from here on: many rows, few interpretations

@@ -12,6 +12,8 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from scipy.sparse.linalg import splu
 
+from rewrite.threads import side_by_side
+
 DENSE_STATES = 64
 """Components up to this many states are inverted densely, all of one size in one call; larger ones by sparse LU."""
 
@@ -68,10 +70,14 @@ def scores(
     start = np.concatenate([[0], np.cumsum(size)[:-1]])
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def keep(rows: np.ndarray, cols: np.ndarray, reach: np.ndarray) -> None:
+    def kept(rows: np.ndarray, cols: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         score = reach * r[cols, success]
         big = (score >= at_least) & (score > 0) & wanted[rows]
-        found.append((rows[big], cols[big], score[big]))
+        return rows[big], cols[big], score[big]
+
+    def walked(sources: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        visits = _walk(q, sources, at_least * FAINT).tocoo()
+        return kept(sources[visits.row], visits.col, visits.data)
 
     coo = q.tocoo()
     place = np.empty(n, np.int64)  # of a state within its component
@@ -85,14 +91,13 @@ def scores(
         block = np.zeros((len(members), width, width))
         block[number[label[coo.row[inside]]], place[coo.row[inside]], place[coo.col[inside]]] = coo.data[inside]
         reach = np.linalg.inv(np.eye(width) - block)
-        keep(np.repeat(states, width, axis=1).ravel(), np.tile(states, (1, width)).ravel(), reach.reshape(len(members), -1).ravel())
+        rows, cols = np.repeat(states, width, axis=1).ravel(), np.tile(states, (1, width)).ravel()
+        found.append(kept(rows, cols, reach.reshape(len(members), -1).ravel()))
     for component in np.flatnonzero(size > DENSE_STATES):
         states = order[start[component] : start[component] + size[component]]
         if len(states) > FACTORED and at_least > 0:
             asked = states[wanted[states]]
-            for first in range(0, len(asked), BLOCK):
-                visits = _walk(q, asked[first : first + BLOCK], at_least * FAINT).tocoo()
-                keep(asked[first : first + BLOCK][visits.row], visits.col, visits.data)
+            found += side_by_side(walked, [asked[first : first + BLOCK] for first in range(0, len(asked), BLOCK)])
             continue
         lu = splu(sparse.csc_matrix(sparse.identity(len(states)) - q[states][:, states]))
         asked = np.flatnonzero(wanted[states])
@@ -102,7 +107,7 @@ def scores(
             unit[some, np.arange(len(some))] = 1
             reach = lu.solve(unit, trans="T").T  # rows of N
             row, col = np.nonzero(reach * r[states, success] >= max(at_least, np.finfo(float).tiny))
-            keep(states[some[row]], states[col], reach[row, col])
+            found.append(kept(states[some[row]], states[col], reach[row, col]))
     s, t, score = (np.concatenate(column) for column in zip(*found, strict=True))
     by = np.lexsort((t, s))
     return s[by].astype(np.int64), t[by].astype(np.int64), score[by]

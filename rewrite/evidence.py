@@ -22,7 +22,7 @@ import polars as pl
 from rewrite.careful import ask_id, trials
 from rewrite.contracts import MILLION, VOTES
 from rewrite.success import vote_bin
-from rewrite.text import as_enums, as_strings
+from rewrite.text import as_categories, as_enums, as_strings
 from rewrite.trust import Rules, Trust, judge
 
 BOT_EVENTS: Final = 50
@@ -41,12 +41,15 @@ _TABLES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     # what the assistant understood, and how well that went (millionths)
     "interpretations": (("locale", "utterance", "intent", "slots", "assistant_version"), ("users", "served")),
     "causes": (("locale", "utterance", "cause"), ("failed",)),
-    # who asked again with what: one `ask` per user and source, so that pooling over targets can count the user once
-    "asks": (("locale", "source", "treatment", "ask", "copy", "target"), ("value", "step", "events")),
+    # who asked again with what, when left alone: one `ask` per user and source, so that pooling over targets can count the user once
+    "asks": (("locale", "source", "ask", "copy", "target"), ("value", "step", "events")),
     # the same for tests, by the user's first day, and what came of it; see `careful.trials`
     "trials": (("locale", "source", "version", "date", "rewritten", "ask", "target", "intent", "slots"), ("p", "own")),
 }
 _DATED: Final = {"texts", "asks"}
+_ASKED: Final = {"asks", "trials"}
+"""Rows of single users, so of one part each: merging adds nothing up, and names their texts by row of the merged `texts`. Of a long
+log they are nearly all there is."""
 
 
 def believed_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.LazyFrame:
@@ -58,8 +61,8 @@ def believed_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.LazyFr
     rules = trust.rules if trust else Rules()
     users = judge(votes, trust)
     link = pl.col("kind") != "outcome"
-    strength = pl.struct(-pl.col("value"), "locale", "source", "target", "kind", "treatment", "rewrite_id")
-    frame = _strongest(votes.lazy(), strength, ["user_key", "date"], rules.links_per_day)
+    strength = ["locale", "source", "target", "kind", "treatment", "rewrite_id"]
+    frame = _strongest(votes, strength, ["user_key", "date"], rules.links_per_day).lazy()
     frame = frame.join(users.lazy(), on="user_key").filter(pl.when(link).then("known").otherwise(~pl.col("spare")))
     frame = frame.with_columns(value=(pl.col("value").clip(0, 1) * MILLION).round().cast(pl.Int64), events=pl.col("events").cast(pl.Int64))
     said = (
@@ -90,15 +93,18 @@ def user_votes(believed: pl.LazyFrame, trust: Trust | None = None) -> pl.DataFra
         )
         .with_columns(value=pl.when(pl.col("kind") == "outcome").then("mean").otherwise("greatest"))
         .drop("greatest", "mean")
+        .collect()
     )
-    strength = pl.struct(-pl.col("value"), "locale", "source", "target", "kind")
-    return _strongest(one, strength, ["user_key"], rules.links_per_window).collect()
+    return _strongest(one, ["locale", "source", "target", "kind"], ["user_key"], rules.links_per_window)
 
 
-def _strongest(votes: pl.LazyFrame, strength: pl.Expr, who: list[str], most: int) -> pl.LazyFrame:
-    """The votes without the links of `who` beyond the `most` strongest. Ranking is dear and few have so many: the others are left alone."""
+def _strongest(votes: pl.DataFrame, ties: list[str], who: list[str], most: int) -> pl.DataFrame:
+    """The votes without the links of `who` beyond the `most` of greatest value. Ranking is dear and few have so many: the others are left alone."""
     link = pl.col("kind") != "outcome"
-    many = votes.filter(link).group_by(who).len().filter(pl.col("len") > most).select(who)
+    many = votes.lazy().filter(link).group_by(who).len().filter(pl.col("len") > most).select(who).collect()
+    if many.is_empty():
+        return votes
+    strength = pl.struct(-pl.col("value"), *(pl.col(name).cast(pl.String) for name in ties))
     some = votes.join(many, on=who, how="semi").filter(~link | (strength.rank("min").over(*who, link) <= most))
     return pl.concat([votes.join(many, on=who, how="anti"), some])
 
@@ -113,7 +119,7 @@ def bucket_evidence(
 
     `asks` keeps one opaque number per user and source, which cannot be joined across sources.
     """
-    believed = believed_votes(as_enums(votes, ("user_key",), ("source", "target")), trust).collect()
+    believed = believed_votes(as_categories(votes), trust).collect()
     window = believed if since is None else believed.filter(pl.col("date") >= since)
     one = user_votes(window.lazy(), trust).lazy()
     alone = pl.col("treatment") != "rewritten"
@@ -134,8 +140,10 @@ def bucket_evidence(
     per_pair = outcome.filter(~alone).group_by("user_key", "locale", "source", "target", "rewrite_id").agg(value=mean)
     per_meaning = heard.group_by("user_key", "locale", "intent", "slots", "assistant_version", utterance="source").agg(value=mean)
     per_cause = heard.group_by("user_key", "locale", "cause", utterance="source").agg(value=mean)
-    per_link = link.group_by("user_key", "copy", "locale", "source", "treatment", "target").agg(
-        value=pl.col("value").max(), step=(pl.col("kind") == "transition").any(), events=pl.col("events").sum(), **dates
+    per_link = (
+        link.filter(alone)
+        .group_by("user_key", "copy", "locale", "source", "target")
+        .agg(value=pl.col("value").max(), step=(pl.col("kind") == "transition").any(), events=pl.col("events").sum(), **dates)
     )
     tables = {
         "texts": sides.group_by("locale", "utterance").agg(
@@ -156,7 +164,9 @@ def bucket_evidence(
         "trials": trials((believed if tested else believed.clear()).lazy()),
     }
     done = pl.collect_all([_typed(name, t) for name, t in tables.items()])
-    return {name: as_strings(t.sort(_TABLES[name][0], nulls_last=True)) for name, t in zip(tables, done, strict=True)}
+    sort = {name: _TABLES[name][0] for name in _TABLES if name not in _ASKED}  # those are sorted when they are merged
+    named = {name: as_strings(t) for name, t in zip(tables, done, strict=True)}
+    return {name: t.sort(sort[name], nulls_last=True) if name in sort else t for name, t in named.items()}
 
 
 def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> pl.DataFrame:
@@ -166,31 +176,40 @@ def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> p
 
 
 def merge_evidence(parts: Iterable[Any], read: Callable[[Any], pl.DataFrame] = lambda table: table) -> dict[str, pl.DataFrame]:
-    """Add evidence tables up: associative, commutative, and exact. An empty iterable gives empty tables.
+    """Add the evidence of buckets up, whatever their order. An empty iterable gives empty tables.
 
-    parts: tables by name, or what `read` makes a table of; so no more than one table of all parts is held at a time.
+    parts: tables of `bucket_evidence` by name, or what `read` makes a table of; so few tables of all parts are held at a time.
+    In `asks` and `trials` the texts become `s` and `t`, Int64 row numbers of `texts` (null: nobody said it in the window), and other
+    strings Categorical.
     """
-    parts = list(parts)
-    if not parts:
-        return bucket_evidence(empty_votes())
-    return {name: _merged(name, [read(p[name]) for p in parts]) for name in _TABLES}
+    parts = list(parts) or [bucket_evidence(empty_votes())]
+    found = {name: _added(name, [read(p[name]) for p in parts]) for name in _TABLES if name not in _ASKED}
+    return found | {name: _numbered((read(p[name]) for p in parts), found["texts"]) for name in _TABLES if name in _ASKED}
 
 
-def _merged(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """One of the tables, of one part or more.
-
-    Rows of one user's asking (`ask`) come from one part, that of the user's bucket: nothing of theirs is to be added up.
-    """
+def _added(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """One of the tables that are added up, of one part or more."""
     if len(parts) == 1:
         return parts[0]
     key, sums = _TABLES[name]
-    folds = [pl.col(c).any() if c == "step" else pl.col(c).sum() for c in sums]
+    folds = [pl.col(c).sum() for c in sums]
     if name in _DATED:
         folds += [pl.col("first").min(), pl.col("last").max()]
-    rows = as_enums(pl.concat(parts))
-    if "ask" not in key:
-        rows = rows.group_by(key).agg(folds)
-    return as_strings(rows.sort(key, nulls_last=True))
+    return as_strings(as_enums(pl.concat(parts)).group_by(key).agg(folds).sort(key, nulls_last=True))
+
+
+def _numbered(parts: Iterable[pl.DataFrame], texts: pl.DataFrame) -> pl.DataFrame:
+    """`_ASKED` rows of all parts, sorted: nothing depends on the order of several trials of one user and text."""
+    ids = as_categories(texts.select("locale", "utterance")).with_row_index("id").with_columns(pl.col("id").cast(pl.Int64))
+    rows = pl.concat(
+        [
+            p.join(ids.rename({"id": "s", "utterance": "source"}), on=["locale", "source"])
+            .join(ids.rename({"id": "t", "utterance": "target"}), on=["locale", "target"], how="left")
+            .drop("locale", "source", "target")
+            for p in map(as_categories, parts)
+        ]
+    )
+    return rows.sort("s", "ask", "t", nulls_last=True)
 
 
 def empty_votes() -> pl.DataFrame:

@@ -64,7 +64,7 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
     Not `chained`: `reach` is empty; solving the chain is the dearest part of a long log's pool.
     """
     at = ["locale", "utterance"]
-    texts = evidence["texts"].sort(at).with_row_index("id").with_columns(pl.col("id").cast(pl.Int64), users=shared())
+    texts = evidence["texts"].with_row_index("id").with_columns(pl.col("id").cast(pl.Int64), users=shared())
     locales = texts["locale"].unique().sort()
     texts = texts.with_columns(group=pl.col("locale").replace_strict(locales, pl.Series(range(len(locales)), dtype=pl.Int64)))
     ids = texts.select(*at, "id")
@@ -105,16 +105,7 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
     texts = texts.with_columns(means=pl.when(pl.col("intent").is_not_null()).then(meaning.rank("dense").cast(pl.Int64)))
     texts = _with_goals(texts, goals)
 
-    asks = (
-        evidence["asks"]
-        .filter(pl.col("treatment") != "rewritten")
-        .join(ids.rename({"id": "s", "utterance": "source"}), on=["locale", "source"])
-        .join(ids.rename({"id": "t", "utterance": "target"}), on=["locale", "target"])
-        .filter(pl.col("s") != pl.col("t"))
-        .group_by("s", "ask", "copy", "t")  # unknown and untouched are one vote
-        .agg(pl.col("value").max(), pl.col("step").any(), pl.col("events").sum(), pl.col("first").min(), pl.col("last").max())
-    )
-    asks = shared_once(asks)
+    asks = shared_once(evidence["asks"].filter(pl.col("s") != pl.col("t")))
     asks = asks.filter(~synchronised(asks, options.burst))
     causes = (
         evidence["causes"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 
 KEY_VERSION = 1
 
@@ -52,20 +53,27 @@ def numbered(texts: pl.Series) -> np.ndarray:
     return codes.cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 
-def as_enums(frame: pl.DataFrame, *alike: tuple[str, ...]) -> pl.DataFrame:
+def as_enums(frame: pl.DataFrame) -> pl.DataFrame:
     """`frame` with string columns as Enums of their sorted values: grouped and sorted by whole numbers, in the same order as the strings.
 
-    `alike`: groups of columns that share an Enum; by default every string column has its own. Worth it where rows are many more
-    than texts; `as_strings` undoes it. Hashes of an Enum go by its numbers: cast to String first where they must last.
+    Worth it where rows are many more than texts; `as_strings` undoes it.
     """
-    groups = alike or [(name,) for name, dtype in frame.schema.items() if dtype == pl.String]
-    kinds = {names: pl.Enum(pl.concat([frame[n].drop_nulls().unique() for n in names]).unique().sort()) for names in groups}
-    return frame.with_columns(pl.col(n).cast(kind) for names, kind in kinds.items() for n in names)
+    strings = [name for name, dtype in frame.schema.items() if dtype == pl.String]
+    return frame.with_columns(pl.col(n).cast(pl.Enum(frame[n].drop_nulls().unique().sort())) for n in strings)
+
+
+def as_categories(frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` with string columns as Categoricals: grouped and joined by whole numbers, sorted (more slowly) as the strings.
+
+    For many rows of few texts, as `as_enums`, where tables meet: the numbers are those of the process. So are hashes: cast to String
+    first where they must last.
+    """
+    return frame.with_columns(pl.col(pl.String).cast(pl.Categorical))
 
 
 def as_strings(frame: pl.DataFrame) -> pl.DataFrame:
-    """`frame` without Enums."""
-    return frame.with_columns(pl.col(name).cast(pl.String) for name, dtype in frame.schema.items() if isinstance(dtype, pl.Enum))
+    """`frame` without Enums and Categoricals."""
+    return frame.with_columns(cs.by_dtype(pl.Enum, pl.Categorical).cast(pl.String))
 
 
 def slots_object(slots: str) -> dict[str, Any] | None:
