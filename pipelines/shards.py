@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.store import FileEntry, Manifest, Store
+from rewrite.text import as_categories
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ def by_bucket(manifests: Iterable[Manifest]) -> list[Shard]:
     return [Shard(table, tuple(files)) for _, files in sorted(buckets.items())]
 
 
-def read(store: Store, shard: Shard, columns: list[str] | None = None) -> pl.DataFrame:
-    """The shard's rows, with `date` (from the partition) and `bucket`."""
+def read(store: Store, shard: Shard, columns: list[str] | None = None, *, categories: bool = False) -> pl.DataFrame:
+    """The shard's rows, with `date` (from the partition) and `bucket`. `categories`: texts as Categoricals, a third of the memory."""
     frames = []
     for name, entry in shard.files:
+        frame = store.frame(entry, columns)
         frames.append(
-            store.frame(entry, columns).with_columns(
+            (as_categories(frame) if categories else frame).with_columns(
                 date=pl.lit(date.fromisoformat(name.removeprefix("date=")), pl.Date), bucket=pl.lit(entry.bucket or 0, pl.Int32)
             )
         )

@@ -16,7 +16,6 @@ from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import evidence, trust
 from rewrite.contracts import VOTES
-from rewrite.text import as_categories
 
 Tables = dict[str, bytes]  # evidence table -> Arrow IPC buffer
 
@@ -70,7 +69,7 @@ class Sketch(beam.DoFn):
         self._store = store
 
     def process(self, shard: Shard) -> Iterable[tuple[int, Tables]]:
-        votes = as_categories(shards.read(self._store, shard, [*trust.SKETCHED]).drop("bucket"))
+        votes = shards.read(self._store, shard, [*trust.SKETCHED], categories=True).drop("bucket")
         yield 0, {name: engine.to_ipc(t) for name, t in trust.sketch(votes).items()}
 
 
@@ -94,7 +93,7 @@ class Reduce(beam.DoFn):
         self._store, self._rules, self._since, self._tested = store, rules, since, tested
 
     def process(self, shard: Shard, learned: tuple[int, bytes]) -> Iterable[tuple[int, Tables]]:
-        votes = shards.read(self._store, shard, VOTES.names).drop("bucket")
+        votes = shards.read(self._store, shard, VOTES.names, categories=True).drop("bucket")
         believed = trust.Trust(self._rules, learned[0], engine.frame(learned[1]))
         yield 0, {name: engine.to_ipc(t) for name, t in evidence.bucket_evidence(votes, believed, self._since, self._tested).items()}
 

@@ -89,7 +89,7 @@ def trials(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def test(pairs: pl.DataFrame, found: pl.DataFrame, pool: Pool, options: Options) -> Tested:
-    """Test every pair on all trials. pairs: `s`, `t`, `goal` (of the pool), in any order; found: the merged `trials`.
+    """Test every pair on all trials. pairs: `s`, `t`, `goal` (of the pool), in any order; found: the merged `trials`, with `s` and `t`.
 
     The newest assistant version decides; what older ones earned until it came counts for `options.grace` days more.
     """

@@ -42,7 +42,7 @@ class Pool:
     meanings: id, intent, slots, users, served (millionths), assistant_version; most served first within a text.
     asks: s, t, ask, value (millionths), step, events; of turns that were left alone.
     reach: s, t, score; of the absorbing chain, t other than s and likely served.
-    trials: of `careful.trials`, merged.
+    trials: of `careful.trials`, merged: s, t in place of texts.
     treated: locale, source, target (strings), users, success, low, better; causes: id, cause, cause_probability.
     """
 
