@@ -26,7 +26,9 @@ class EvaluateOptions(LakeOptions):
     locale: str = opt(
         "", "only labels of this locale; default: the locales in a column `locale` of the test set, else all", metavar="LOCALE"
     )
-    budget: int = opt(0, "only the N most informative labels; 0: all of them", kind=int, metavar="N")
+    budget: int = opt(
+        0, "only the N labels that speak for most of the others and for what --train lacks; 0: all of them", kind=int, metavar="N"
+    )
     seeds: int = opt(3, "models per set, each with another seed; their mean counts", kind=int, metavar="N")
 
     def validate(self) -> None:
