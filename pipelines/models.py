@@ -150,7 +150,6 @@ def read_checked(spec: str, folder: Path) -> dict[str, bytes]:
 
 def _bundled(spec: str, device: str) -> Encoder:
     files = read_checked(spec, bundled_folder(spec))
-    import torch
     from sentence_transformers import SentenceTransformer
 
     from rewrite.encoders.sentences import SentenceEncoder
