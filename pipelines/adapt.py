@@ -42,8 +42,8 @@ def main(options: AdaptOptions) -> int:
     store = context.store
     release_id = registry.resolve(store, options.release)
     opened = registry.Opened(store, release_id)
-    tables = opened.tables("pairs", "goals")
-    found = adapt(tables["pairs"], tables["goals"], options, release_id)
+    tables = opened.tables("pairs", "labels", "goals")
+    found = adapt(tables["pairs"], tables["labels"], tables["goals"], options, release_id)
     found |= {"release_id": release_id, "as_of": opened.manifest["as_of"]}
     evaluate.keep(store, release_id, "adapt", found)
     if options.json:
@@ -54,13 +54,17 @@ def main(options: AdaptOptions) -> int:
     return 0 if any(m["kept"] for m in found["models"]) else 3
 
 
-def adapt(pairs: pl.DataFrame, goals: pl.DataFrame, options: AdaptOptions, release_id: str) -> dict[str, Any]:
+def adapt(pairs: pl.DataFrame, labels: pl.DataFrame, goals: pl.DataFrame, options: AdaptOptions, release_id: str) -> dict[str, Any]:
     """Train, distil, compare, save what is better. Raises LakeError when the release holds too little to learn or to judge by."""
     from rewrite import adaptation
     from rewrite.encoders.sentences import SentenceEncoder
 
-    train, dev, test = (pairs.filter(pl.col("split") == s).sort(pairs.columns) for s in ("train", "dev", "test"))
-    texts, chosen_on = adaptation.retrieval_texts(test), adaptation.retrieval_texts(dev)
+    def of(table: pl.DataFrame, split: str) -> pl.DataFrame:
+        return table.filter(pl.col("split") == split).sort(table.columns)
+
+    train = of(pairs, "train")
+    texts, chosen_on = (adaptation.retrieval_texts(of(pairs, split), of(labels, split)) for split in ("test", "dev"))
+    across = adaptation.across_pairs(of(labels, "train"), train.height, options.seed)
     if train.is_empty() or texts.height < FEWEST:
         raise LakeError(
             f"{release_id}: {train.height:,} pairs of the train split and {texts.height:,} texts of the test split; {FEWEST} texts are the least "
@@ -80,8 +84,14 @@ def adapt(pairs: pl.DataFrame, goals: pl.DataFrame, options: AdaptOptions, relea
         found, _ = look(model, chosen_on)
         return float(found.select(pl.sum("hit") + pl.sum("across")).item())
 
-    def score(model: Any) -> Callable[[], float] | None:
-        return (lambda: right(model)) if chosen_on.height >= FEWEST else None
+    def score(model: Any, said: list[float]) -> Callable[[], float] | None:
+        """Asks the dev split, and says so in `said`; None where it is too small to tell."""
+
+        def ask() -> float:
+            said.append(right(model))
+            return said[-1]
+
+        return ask if chosen_on.height >= FEWEST else None
 
     model = load_trainable(options.model, options.device)
     held_out = pl.concat([texts["text"], chosen_on["text"]])
@@ -106,19 +116,21 @@ def adapt(pairs: pl.DataFrame, goals: pl.DataFrame, options: AdaptOptions, relea
         return kept
 
     dtype = models.matrix_type(str(model.device))
-    losses = adaptation.fine_tune(model, train, options.epochs, options.seed, RATE, progress, options.max_pairs, score(model), dtype)
+    ask = score(model, [])
+    losses = adaptation.fine_tune(model, train, options.epochs, options.seed, RATE, progress, options.max_pairs, ask, dtype, across)
     teacher = model if judge("encoder", model) else load_trainable(options.model, options.device)
     start = adaptation.distil(known_texts, SentenceEncoder(teacher, "teacher", identity="teacher").encode)
     tried: list[tuple[float, int, float, Any]] = []
-    for rate in SMALL_RATES if score(start) else SMALL_RATES[:1]:
-        small = copy.deepcopy(start)
-        adaptation.fine_tune(small, train, SMALL_EPOCHS, options.seed, rate, progress, score=score(small))
-        tried.append((right(small), -len(tried), rate, small))
+    for rate in SMALL_RATES if chosen_on.height >= FEWEST else SMALL_RATES[:1]:
+        small, said = copy.deepcopy(start), list[float]()
+        adaptation.fine_tune(small, train, SMALL_EPOCHS, options.seed, rate, progress, score=score(small, said), across=across)
+        tried.append((max(said, default=0.0), -len(tried), rate, small))
     small = max(tried, key=lambda t: t[:2])[-1]  # of equals the first
     judge("small", small)
     return {
         "model": options.model,
         "pairs": train.height,
+        "across_pairs": across.height,
         "texts": texts.height,
         "losses": [round(x, 4) for x in losses],
         "dev_texts": chosen_on.height,
@@ -178,8 +190,9 @@ def lines(found: dict[str, Any], out: str) -> list[str]:
         return f"{100 * gain[0]:+.1f} [{100 * gain[1]:+.1f}, {100 * gain[2]:+.1f}]" if gain else ""
 
     first = found["models"][0]
+    more = f" and {found['across_pairs']:,} of two languages, by their labels" if found.get("across_pairs") else ""
     rows = [
-        f"{found['release_id']}: {found['model']} on {found['pairs']:,} pairs. Is the nearest of {found['texts']:,} texts of the test split one of "
+        f"{found['release_id']}: {found['model']} on {found['pairs']:,} pairs{more}. Is the nearest of {found['texts']:,} texts of the test split one of "
         f"the same goal? Asked of {first['asked']:,}, across languages of {first['asked_across']:,}; gains with their 95 % intervals"
     ]
     rows.append(f"{'':<12}{'same goal':>12}{'gain':>22}{'across':>12}{'gain':>22}{'texts/s':>10}")

@@ -18,7 +18,7 @@ from pipelines.store import Manifest, Store
 from rewrite import contracts
 from rewrite.contracts import CANDIDATES
 
-VERSION = 7
+VERSION = 8
 READS = {"votes": contracts.VOTES.names, "goals": contracts.GOALS.names}
 WRITES = {f"candidates/{n}": s.names for n, s in CANDIDATES.items()}
 

@@ -155,5 +155,6 @@ def _calm() -> None:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)  # not under that: each model with a prompt is a warning
     # Beam warns at import about Google clients that only Dataflow needs, and says there itself what is missing
     logging.getLogger().addFilter(lambda record: not record.getMessage().startswith("apitools not found"))

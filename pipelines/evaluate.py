@@ -68,7 +68,7 @@ def evaluate(
         raise LakeError(f"{opened.release_id} has no labels of these locales outside of the test set; see `sayagain releases show`")
     every = labels
     if options.budget:
-        labels = select(labels, options.budget)
+        labels = select(labels, options.budget, train["text"].to_list(), SEED)
     candidates = shards.whole(store, "candidates", f"as_of={opened.manifest['as_of']}/labels")
     sets: dict[str, pl.DataFrame] = {"before": _taught(None), "labels": _taught(labels)}
     if options.budget:

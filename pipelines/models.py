@@ -190,13 +190,17 @@ def _hub(spec: str, device: str) -> Encoder:
         raise ModelError(
             f"embedding.model {spec!r}: no *.safetensors in this folder, and pickled weights are never read; save the model as safetensors"
         )
+    import torch
     from sentence_transformers import SentenceTransformer
 
     from rewrite.encoders.sentences import SentenceEncoder
 
     device = pick_device(device)
     try:
-        model = SentenceTransformer(spec, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+        # what a checkpoint leaves out, such as BERT's unused pooler, starts at random, and is in the fingerprint
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = SentenceTransformer(spec, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except Exception as error:  # every library below has its own; all mean that this model cannot be had
         raise ModelError(
             f"embedding.model {spec!r} could not be loaded ({type(error).__name__}: {error}); give a folder with a "

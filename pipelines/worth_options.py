@@ -26,7 +26,9 @@ class EvaluateOptions(LakeOptions):
     locale: str = opt(
         "", "only labels of this locale; default: the locales in a column `locale` of the test set, else all", metavar="LOCALE"
     )
-    budget: int = opt(0, "only the N most informative labels; 0: all of them", kind=int, metavar="N")
+    budget: int = opt(
+        0, "only the N labels that speak for most of the others and for what --train lacks; 0: all of them", kind=int, metavar="N"
+    )
     seeds: int = opt(3, "models per set, each with another seed; their mean counts", kind=int, metavar="N")
 
     def validate(self) -> None:
@@ -45,9 +47,10 @@ class AdaptOptions(LakeOptions):
     """Fine-tunes the text encoder on a release's pairs, distils it into a small fast one, and keeps what retrieves better.
 
     Example: sayagain adapt --release LATEST --lake ./lake --out ./adapted
-    Trained on the train split alone, the best epoch chosen on the dev split; kept only if, on the test split, the nearest text is
-    surely more often one of the same goal (or the nearest of another language is) than with the model as it was, and surely
-    less often in neither. Use it with `embedding.model = "./adapted/encoder"` (or /small) in the
+    Trained on the train split alone, the best epoch chosen on the dev split. In a release of several languages half of what teaches
+    are two texts of one intent in two languages, by their labels. Kept only if, on the test split, the nearest text is surely
+    more often one of the same goal (or the nearest of another language one of the same intent; without labels, of the same
+    goal) than with the model as it was, and surely less often in neither. Use it with `embedding.model = "./adapted/encoder"` (or /small) in the
     configuration. Exit 3: nothing got better, and nothing is kept.
     """
 

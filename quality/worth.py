@@ -59,8 +59,9 @@ def _adapt(found: Mapping[str, Any]) -> str:
     asked, across = (found["models"][0].get(name) for name in ("asked", "asked_across"))
     of = f" (asked of {asked:,} texts, across languages of {across:,})" if asked is not None else ""
     lead = (
-        f"How often the nearest of {found['texts']:,} texts of the release's test split is of the same goal, and the nearest in another language{of}. "
-        "Gains with their 95 % intervals, paired bootstrap over goals. Kept is what is surely better in one of the two and surely worse in neither."
+        f"How often the nearest of {found['texts']:,} texts of the release's test split is of the same goal, and the nearest in another language{of}, "
+        "by the intents of labels where two languages have them, else by goals. "
+        "Gains with their 95 % intervals, paired bootstrap over goals or intents. Kept is what is surely better in one of the two and surely worse in neither."
     )
     names = ("same goal", "gain", "across languages", "gain", "texts/s")
     head = "<th>model</th>" + "".join(f'<th class="n">{h}</th>' for h in names) + "<th></th><th>why</th>"

@@ -1,11 +1,13 @@
 """Adapting a text encoder to a log's goals: contrast on the released pairs, distillation, and whether it was worth it.
 
 - Fine-tuning: multiple negatives ranking (van den Oord et al. 2018; Henderson et al. 2017): texts of one goal come closer,
-  the pair's own negative and the rest of the batch go further away.
+  the pair's own negative and the rest of the batch go further away. Texts of two languages that mean the same are told by the labels:
+  goals of two languages are those that an encoder had joined itself, which teaches it nothing (and what is taught in each language alone
+  drives them apart).
 - Distillation: one vector per piece of text, and a text is the mean of its pieces (as model2vec and the static models of
   sentence-transformers): hundreds of times faster than a transformer. The vectors are the ridge regression of the teacher's,
   solved exactly; the pieces are learned from the texts (byte pair encoding), so it works in any script.
-- Retrieval: is the nearest other text of the same goal?
+- Retrieval: is the nearest other text of the same goal, and the nearest of another language of the same intent?
 """
 
 from __future__ import annotations
@@ -41,10 +43,12 @@ def fine_tune(
     most: int = 0,
     score: Callable[[], float] | None = None,
     dtype: Any = None,
+    across: pl.DataFrame | None = None,
 ) -> list[float]:
     """Train a SentenceTransformer in place on `anchor, positive, negative, weight, goal_id`, drawn by their weight.
 
-    An epoch draws as many rows as there are, at most `most` (0: no limit). Rows with and without a negative go in batches of their own.
+    An epoch draws as many rows as there are, at most `most` (0: no limit); half of them from `across` (of `across_pairs`) if it has any.
+    Rows of either, and rows with and without a negative, go in batches of their own.
     `score`: asked before the first epoch and after each, on texts that are neither trained on nor judged by; the weights of the
     highest answer stay (of equals the first), without it those of the last epoch. `dtype`: torch.bfloat16 where the device multiplies
     it in hardware (on a CPU with AMX 1.8 times as fast, gradients of a cosine of .9999). Returns the mean loss of each epoch; none
@@ -61,10 +65,13 @@ def fine_tune(
     loss_of = MultipleNegativesRankingLoss(model, scale=SCALE)
     rng = np.random.default_rng(seed)
     best, held = (score(), [p.detach().clone() for p in trained]) if score else (0.0, [])
+    tables = [pairs] if across is None or across.is_empty() else [pairs, across]
+    drawn = -(-min(most or pairs.height, pairs.height) // len(tables))
     losses = []
     for epoch in range(epochs):
         model.train()
-        batches, total = _batches(pairs, rng, most), 0.0
+        batches, total = [b for table in tables for b in _batches(table, rng, drawn)], 0.0
+        batches = [batches[i] for i in rng.permutation(len(batches))]
         for batch in progress(batches, len(batches), f"epoch {epoch + 1}"):
             columns = [c for c in ("anchor", "positive", "negative") if batch[c].null_count() == 0]
             prompt = getattr(model, "prompts", {}).get(getattr(model, "default_prompt_name", None) or "", "")
@@ -87,8 +94,8 @@ def fine_tune(
 
 
 def _batches(pairs: pl.DataFrame, rng: np.random.Generator, most: int) -> list[pl.DataFrame]:
-    """A draw of an epoch's rows, by weight; no goal twice in a batch, as its texts would be each other's negatives."""
-    out, share = [], min(1.0, most / pairs.height) if most else 1.0
+    """A draw of at most so many rows, by weight; no goal twice in a batch, as its texts would be each other's negatives."""
+    out, share = [], min(1.0, most / pairs.height)
     for part in (pairs.filter(pl.col("negative").is_not_null()), pairs.filter(pl.col("negative").is_null())):
         if part.is_empty():
             continue
@@ -97,7 +104,26 @@ def _batches(pairs: pl.DataFrame, rng: np.random.Generator, most: int) -> list[p
         turn = drawn.with_columns(turn=pl.int_range(pl.len()).over("goal_id")).sort("turn", maintain_order=True)
         for (_,), same in turn.partition_by("turn", as_dict=True, maintain_order=True).items():
             out += [same.slice(i, BATCH) for i in range(0, same.height, BATCH) if same.height - i > 1]
-    return [out[i] for i in rng.permutation(len(out))]
+    return out
+
+
+def across_pairs(labels: pl.DataFrame, pairs: int, seed: int) -> pl.DataFrame:
+    """`anchor, positive, negative (null), weight, goal_id`: so many draws of two texts of different locales with one label, each once.
+
+    labels: `locale, utterance, intent`, in any order. An intent and two locales are drawn by the square root of the texts that the scarcer one
+    has: between every text alike and every intent alike. `goal_id` is the intent, so that a batch holds each once. Empty where no
+    intent has texts of two locales.
+    """
+    known = labels.drop_nulls("intent").sort("intent", "locale", "utterance").with_row_index("at")
+    part = known.group_by("intent", "locale", maintain_order=True).agg(first=pl.col("at").min(), n=pl.len())
+    two = part.join(part, on="intent", suffix="_p", maintain_order="left_right").filter(pl.col("locale") != pl.col("locale_p"))
+    rng = np.random.default_rng(seed)
+    root = two.select(pl.min_horizontal("n", "n_p").sqrt()).to_series().to_numpy()
+    drawn = two[rng.choice(two.height, pairs, p=root / root.sum())] if two.height else two
+    sides = [drawn[f"first{x}"].to_numpy() + (rng.random(drawn.height) * drawn[f"n{x}"].to_numpy()).astype(np.int64) for x in ("", "_p")]
+    anchor, positive = (known["utterance"].gather(at).alias(name) for at, name in zip(sides, ("anchor", "positive"), strict=True))
+    rows = pl.DataFrame([anchor, positive, drawn["intent"].alias("goal_id")]).filter(pl.col("anchor") != pl.col("positive"))
+    return rows.unique(maintain_order=True).with_columns(negative=pl.lit(None, pl.String), weight=pl.lit(1.0))
 
 
 def distil(texts: list[str], encode: Callable[[list[str]], np.ndarray]) -> Any:
@@ -132,40 +158,55 @@ def distil(texts: list[str], encode: Callable[[list[str]], np.ndarray]) -> Any:
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()], device="cpu")
 
 
-def retrieval_texts(pairs: pl.DataFrame) -> pl.DataFrame:
-    """`locale, text, goal_id` of the texts of pairs, each once, sorted; negatives have no goal (null) and are only in the way."""
+def retrieval_texts(pairs: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
+    """`locale, text, goal_id, means` of the texts of pairs, each once, sorted; negatives have no goal (null) and are only in the way.
+
+    labels: `locale, utterance, goal_id, intent` of the same split. `means` is what texts of two locales have in common: where an intent has texts of
+    two, a text's own label, or the commonest one of its goal, and labelled texts are asked too; it is null where neither is known.
+    Elsewhere it is the goal, and of a negative its own text.
+    """
     sides = [pairs.select("goal_id", locale=f"locale_{side}", text=side) for side in ("anchor", "positive")]
-    said = pl.concat(sides).unique().unique(["locale", "text"], keep="none")
     wrong = pairs.select(pl.lit(None, pl.String).alias("goal_id"), locale="locale_anchor", text="negative").drop_nulls("text").unique()
+    known = labels.drop_nulls("intent").select("locale", "goal_id", "intent", text="utterance")
+    by_label = bool(known.select((pl.col("locale").n_unique().over("intent") > 1).any()).item())
+    if by_label:
+        sides.append(known.select("goal_id", "locale", "text"))
+    said = pl.concat(sides).unique().unique(["locale", "text"], keep="none")
     both = pl.concat([said, wrong.join(said, on=["locale", "text"], how="anti")])
-    return both.select("locale", "text", "goal_id").sort("locale", "text")
+    if by_label:
+        common = known.drop_nulls("goal_id").group_by("goal_id").agg(of_goal=pl.col("intent").mode().min())
+        both = both.join(known.select("locale", "text", "intent"), on=["locale", "text"], how="left").join(common, on="goal_id", how="left")
+        means = pl.coalesce("intent", "of_goal")
+    else:
+        means = pl.coalesce("goal_id", "text")
+    return both.select("locale", "text", "goal_id", means=means).sort("locale", "text")
 
 
 def nearest(texts: pl.DataFrame, vectors: np.ndarray) -> pl.DataFrame:
-    """`goal_id, hit, across` per row of `texts`: is the nearest other text of its goal, is the nearest of another locale? Null where
-    the goal has no such text. `vectors`: unit rows, one per row of `texts`."""
-    goals = texts["goal_id"].fill_null("").to_numpy()
+    """`goal_id, means, hit, across` per row of `texts` (of `retrieval_texts`): is the nearest other text of its goal, does the nearest of another
+    locale mean the same, among those of which it is known? Null where there is no such text. `vectors`: unit rows, one per row."""
     locales = texts["locale"].to_numpy()
     cosine = np.round(vectors @ vectors.T, 6)
     np.fill_diagonal(cosine, -2)
-    same = (goals[:, None] == goals) & (goals != "")
-    np.fill_diagonal(same, False)
     other = locales[:, None] != locales
     found = {}
-    for name, may in (("hit", np.ones_like(other)), ("across", other)):
+    for name, key, may in (("hit", "goal_id", np.ones_like(other)), ("across", "means", other & texts["means"].is_not_null().to_numpy())):
+        keys = texts[key].fill_null("").to_numpy()
+        same = (keys[:, None] == keys) & (keys != "") & may
+        np.fill_diagonal(same, False)
         best = np.where(may, cosine, -2).argmax(axis=1) if len(texts) else np.zeros(0, np.int64)
-        found[name] = pl.select(pl.when(pl.Series((same & may).any(axis=1))).then(pl.Series(goals[best] == goals))).to_series()
-    return pl.DataFrame({"goal_id": texts["goal_id"], **found})
+        found[name] = pl.select(pl.when(pl.Series(same.any(axis=1))).then(pl.Series(keys[best] == keys))).to_series()
+    return texts.select("goal_id", "means", **found)
 
 
 def gain(before: pl.DataFrame, after: pl.DataFrame, column: str, seed: int) -> tuple[float, float, float] | None:
-    """(gain, low, high) of a column of `nearest`, with its 95 % interval over goals, whose texts are right or wrong together. None
-    where nothing was asked."""
+    """(gain, low, high) of a column of `nearest`, with its 95 % interval over goals (or over what texts mean), whose texts are right or wrong
+    together. None where nothing was asked."""
     asked = before[column].is_not_null()
     if not asked.any():
         return None
     now, then = (frame.filter(asked)[column].cast(pl.Float64).to_numpy() for frame in (after, before))
-    return paired(now, then, seed, before.filter(asked)["goal_id"].to_numpy())
+    return paired(now, then, seed, before.filter(asked)["means" if column == "across" else "goal_id"].to_numpy())
 
 
 def verdict(every: tuple[float, float, float] | None, across: tuple[float, float, float] | None) -> tuple[bool, str]:

@@ -1,27 +1,58 @@
-"""Which labels are worth their place in a training set? A budget of them: few informative ones beat many that say nothing new.
+"""Which labels are worth their place in a training set? A budget of them, those that speak for the others.
 
-What the assistant got wrong comes first, then the tail: an assistant serves its common requests already (EMNLP 2022 industry
-track: .05 % of well-chosen data cut tail errors by .45 %). Measured on simulated logs it is no better than chance: retrained accuracy
-with the chosen and with random labels (means of two draws) .736, .735 (sw-KE, 300), .749, .749 and .756, .760 (en-US, 500 and 1,430),
-.735, .736 (de-DE, 590). So a release is not cut to a budget; `sayagain evaluate --budget N` says what it does to an assistant.
+Facility location: a set is as good as the texts in it, and those taught already, are like every label's text (character n-grams, the nearest one
+counts). Greedy choice is within 1 - 1/e of the best set (Nemhauser et al. 1978); gains only shrink, so most need no second look (Minoux 1978).
+Retrained accuracy over as many random labels: +.25 points on average, above them in 12 of 15 budgets (200, 500, 1,000) of six simulated logs,
+surely in one of the logs; what the assistant got wrong first, the tail first, one per goal: not above. All labels stay the best set in most,
+so a release is not cut to a budget; `sayagain evaluate --budget N` says what it does to an assistant.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
 import polars as pl
 
+from rewrite.likeness import Likeness
 
-def select(labels: pl.DataFrame, budget: int) -> pl.DataFrame:
-    """At most `budget` (positive, else ValueError) rows of `labels`, the most informative first.
+MOST = 8_000
+"""Labels that are compared with one another (256 MB); of more a random part is, which stands for the others."""
 
-    labels: `locale, utterance, intent, origin, confidence, users`. Disagreements first: `origin` other than own means that the assistant
-    itself understood something else, or nothing. Of those the tail first: in turns over locales and intents, so that no frequent intent takes
-    it all, the texts of the fewest users; then the surest. Rows come in any order; ties go by the key.
+
+def select(labels: pl.DataFrame, budget: int, known: Sequence[str] = (), seed: int = 0) -> pl.DataFrame:
+    """At most `budget` (positive, else ValueError) rows of `labels`, the one that speaks for most first.
+
+    labels: `locale, utterance`, a key, and what else they have, in any order; known: texts that are taught already. Where the budget is beyond
+    `MOST`, random ones fill it up.
     """
     if budget < 1:
         raise ValueError(f"budget {budget}: should be 1 or more labels")
-    ranked = labels.with_columns(_agrees=pl.col("origin") == "own")
-    order = ["_agrees", "locale", "intent", "users", "confidence", "utterance"]
-    ranked = ranked.sort(order, descending=[c == "confidence" for c in order], nulls_last=True)
-    ranked = ranked.with_columns(_turn=pl.int_range(pl.len()).over("_agrees", "locale", "intent"))
-    return ranked.sort("_agrees", "_turn", maintain_order=True).head(budget).drop("_agrees", "_turn")
+    every = labels.sort("locale", "utterance").sample(fraction=1, shuffle=True, seed=seed)
+    rows = every.head(MOST).sort("locale", "utterance")
+    vectors = Likeness(pl.concat([rows["utterance"], pl.Series(known, dtype=pl.String)])).vectors.astype(np.float32)
+    mine, theirs = vectors[: rows.height], vectors[rows.height :]
+    nearest = np.zeros(rows.height, np.float32) if len(known) == 0 else (mine @ theirs.T).max(axis=1).toarray().ravel()
+    chosen = rows[greedy((mine @ mine.T).toarray(), nearest, budget)]
+    return pl.concat([chosen, every.slice(MOST, budget - chosen.height)])
+
+
+def greedy(alike: np.ndarray, nearest: np.ndarray, budget: int) -> list[int]:
+    """At most `budget` rows of `alike` (n, n), in the order in which they raise the sum of the columns' greatest values most. `nearest` (n,): what
+    each column has already. Ties go to the lower row."""
+
+    def loss(i: int) -> tuple[float, int]:
+        return -float(np.maximum(alike[i] - nearest, 0).sum()), i
+
+    heap = [loss(i) for i in range(len(alike))]
+    heapq.heapify(heap)
+    chosen: list[int] = []
+    while heap and len(chosen) < budget:
+        now = loss(heapq.heappop(heap)[1])
+        if heap and now > heap[0]:  # it has shrunk below what another one may bring
+            heapq.heappush(heap, now)
+            continue
+        chosen.append(now[1])
+        nearest = np.maximum(nearest, alike[now[1]])
+    return chosen

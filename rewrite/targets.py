@@ -8,7 +8,7 @@ import polars as pl
 
 from rewrite.contracts import MILLION
 from rewrite.likeness import slot_values
-from rewrite.pool import Pool, in_vain
+from rewrite.pool import FAILS, Pool, in_vain
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
@@ -32,7 +32,13 @@ def with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFra
     again = in_vain(pool).group_by("t").agg(vain=pl.col("value").sum() / MILLION)
     texts = texts.join(again, left_on="id", right_on="t", how="left", maintain_order="left")
     good &= pl.col("vain").fill_null(0) < IN_VAIN * pl.col("users")
-    worth = pl.col("served") * pl.min_horizontal("users", FULL_USERS)
+    heard = pl.min_horizontal("users", FULL_USERS)
+    worth = pl.col("served") * heard
+    # an assistant does the same with one meaning in any words: what fails the goal's users in other words fails them in these, and the few
+    # who said these gave up
+    good &= ((worth * MILLION).round().cast(pl.Int64).sum() >= FAILS * MILLION * heard.sum()).over("goal", "means") | pl.col(
+        "means"
+    ).is_null()
     shelf = (
         texts.filter(good)
         .with_columns(worth=worth)

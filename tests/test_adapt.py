@@ -35,6 +35,7 @@ def pairs(split: str = "train") -> pl.DataFrame:
 
 def test_nearest_in_all_and_across_locales() -> None:
     texts = pl.DataFrame({"locale": ["a", "a", "b", "b"], "text": list("wxyz"), "goal_id": ["1", "1", "1", None]})
+    texts = texts.with_columns(means=pl.coalesce("goal_id", "text"))
     vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.6, 0.4]])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     found = adaptation.nearest(texts, vectors)
@@ -43,11 +44,60 @@ def test_nearest_in_all_and_across_locales() -> None:
     assert adaptation.nearest(texts.clear(), np.zeros((0, 2))).height == 0
     alone = adaptation.nearest(texts.with_columns(locale=pl.lit("a")), vectors)
     assert alone["across"].null_count() == 4 and adaptation.gain(alone, alone, "across", 0) is None
+    unknown = adaptation.nearest(texts.with_columns(means=pl.Series([None, "m", "m", None])), vectors)
+    assert unknown["hit"].equals(found["hit"]) and unknown["across"].to_list() == [None, True, True, None], (
+        "only what is known is in the way"
+    )
+
+
+LABELS = pl.DataFrame(
+    [
+        ("en", "lamp on", "g1", "light"),
+        ("en", "play a song", "g2", "music"),
+        ("sw", "washa taa", "g3", "light"),
+        ("sw", "zima taa", "g4", "light"),
+        ("sw", "cheza wimbo", None, "music"),
+        ("sw", "saa ngapi", "g5", "time"),  # of one language alone
+    ],
+    ["locale", "utterance", "goal_id", "intent"],
+    orient="row",
+)
+
+
+def test_pairs_across_languages_are_of_one_label_and_rare_intents_are_not_lost() -> None:
+    found = adaptation.across_pairs(LABELS, 200, 0)
+    both = {frozenset(r) for r in found.select("anchor", "positive", "goal_id").iter_rows()}
+    assert both == {
+        frozenset(x) for x in [("lamp on", "washa taa", "light"), ("lamp on", "zima taa", "light"), ("play a song", "cheza wimbo", "music")]
+    }
+    assert found.height == 6 and found["negative"].null_count() == 6, "each once, in both directions"
+    assert found.equals(adaptation.across_pairs(LABELS.reverse(), 200, 0))
+    assert adaptation.across_pairs(LABELS.filter(locale="sw"), 200, 0).is_empty()
+    many = pl.DataFrame({"locale": ["en", "sw"] * 100, "utterance": [f"t{i}" for i in range(200)], "goal_id": "g", "intent": "often"})
+    drawn = adaptation.across_pairs(pl.concat([many, LABELS]), 2_000, 0)
+    assert drawn.filter(goal_id="music").height == 2 and drawn.filter(goal_id="often").height > 1_000
+
+
+def test_across_languages_is_judged_by_labels_and_not_by_the_goals_that_the_encoder_joined() -> None:
+    said = pairs("test").filter(pl.col("goal_id").is_in(["lights", "music"]))
+    by_goal = adaptation.retrieval_texts(said, LABELS.clear())
+    assert by_goal.filter(pl.col("means") != pl.col("goal_id")).is_empty()
+    labels = pl.DataFrame(
+        [("en-US", "lamp on", "lights", "light"), ("sw", "washa taa", "g3", "light"), ("sw", "bado", "g9", None)],
+        LABELS.columns,
+        orient="row",
+    )
+    texts = adaptation.retrieval_texts(said, labels)
+    assert texts.filter(locale="sw").rows() == [("sw", "washa taa", "g3", "light")], "what has a label is asked, in no pair or in one"
+    assert set(texts.filter(goal_id="lights")["means"]) == {"light"}, "a goal means what its labelled texts do"
+    assert texts.filter(goal_id="music")["means"].null_count() == texts.filter(goal_id="music").height > 0
+    one = adaptation.retrieval_texts(said, labels.filter(locale="en-US"))
+    assert one.equals(by_goal), "labels of one language say nothing about two"
 
 
 def test_a_goal_is_right_or_wrong_as_a_whole() -> None:
     """Forty texts got better: of twenty goals, or all of one."""
-    before = pl.DataFrame({"goal_id": [f"g{i // 2}" for i in range(80)], "hit": [i % 4 > 1 for i in range(80)]})
+    before = pl.DataFrame({"goal_id": [f"g{i // 2}" for i in range(80)], "means": "m", "hit": [i % 4 > 1 for i in range(80)]})
     after = before.with_columns(hit=pl.lit(True))
     many = adaptation.gain(before, after, "hit", 0)
     whole = pl.when(before["hit"]).then("goal_id").otherwise(pl.lit("g"))
@@ -57,10 +107,10 @@ def test_a_goal_is_right_or_wrong_as_a_whole() -> None:
 
 
 def test_texts_of_the_test_split_come_once_and_negatives_are_in_the_way() -> None:
-    texts = adaptation.retrieval_texts(pairs())
+    texts = adaptation.retrieval_texts(pairs(), LABELS.clear())
     assert not texts.select("locale", "text").is_duplicated().any()
     more = pairs().with_columns(negative=pl.lit("never said"))
-    assert adaptation.retrieval_texts(more).filter(pl.col("goal_id").is_null())["text"].to_list() == ["never said"]
+    assert adaptation.retrieval_texts(more, LABELS.clear()).filter(pl.col("goal_id").is_null())["text"].to_list() == ["never said"]
 
 
 def test_kept_is_what_is_surely_better_and_nowhere_surely_worse() -> None:
@@ -93,7 +143,9 @@ def test_a_small_model_says_what_its_teacher_says_and_learns(tmp_path: Path) -> 
     for model, dtype in ((copy.deepcopy(small), torch.bfloat16), (small, None)):
         losses = adaptation.fine_tune(model, pairs(), 8, 0, 1e-2, dtype=dtype)
         assert losses[-1] < losses[0] * 0.8
-    goals = pl.DataFrame([("en", t, g) for g, group in WORDS.items() for t in group], ["locale", "text", "goal_id"], orient="row")
+    goals = pl.DataFrame(
+        [("en", t, g, g) for g, group in WORDS.items() for t in group], ["locale", "text", "goal_id", "means"], orient="row"
+    )
     before, after = (adaptation.nearest(goals, np.asarray(v, np.float64))["hit"].sum() for v in (said, small.encode(texts)))
     assert after > before
     answers, learned = iter([1.0, 5.0, 2.0]), small.encode(texts)
@@ -176,7 +228,7 @@ def test_adapt_keeps_what_is_better_as_safetensors(tmp_path: Path, monkeypatch: 
     (tmp_path / "out" / "encoder" / "old.safetensors").write_bytes(b"")
     verdicts = iter([(False, "worse"), (True, "better")])  # of the encoder, of the small one
     monkeypatch.setattr(adaptation, "verdict", lambda *_: next(verdicts))
-    found = job.adapt(said, goals, options, "r1")
+    found = job.adapt(said, LABELS.with_columns(split=pl.lit("train")), goals, options, "r1")
     assert [m["name"] for m in found["models"]] == ["as it was", "encoder", "small"] and found["texts"] >= 30
     for m in found["models"][1:]:
         folder = tmp_path / "out" / m["name"]
@@ -184,6 +236,7 @@ def test_adapt_keeps_what_is_better_as_safetensors(tmp_path: Path, monkeypatch: 
         if m["kept"]:
             assert load_encoder(str(folder)).encode(["please word1 now"]).shape == (1, 24)
     assert [(m["kept"], m["why"]) for m in found["models"]] == [(False, ""), (False, "worse"), (True, "better")]
+    assert found["across_pairs"] == 6 and "6 of two languages, by their labels" in "\n".join(lines(found | {"release_id": "r1"}, "out"))
     assert found["dev_texts"] >= 30 and len(found["small_rates"]) == len(job.SMALL_RATES), "the dev split chooses the rate"
 
 

@@ -110,6 +110,34 @@ def test_a_text_reached_in_vain_is_no_target_for_others_either() -> None:
     assert "let the robot do the room" not in reasons.filter(pl.col("decision") == "proposed")["target"].to_list()
 
 
+def test_a_meaning_that_fails_its_goal_in_other_words_is_no_target() -> None:
+    """A few gave up after one wording, which looks like being served; it is understood as a busy one is, which fails."""
+    failing_text, looks_served = "take the robot for the room", "switch the robot on for the room"
+    goals = pl.DataFrame(
+        {
+            "locale": "en-US",
+            "utterance": ["robot room", failing_text, looks_served],
+            "goal_id": "g",
+            "membership": 1.0,
+            "users": 5,
+            "is_exemplar": False,
+        },
+        schema=NO_GOALS.schema,
+    )
+
+    def target(means: str) -> object:
+        log = background(Log())
+        for i in range(5):
+            log.retry(f"y{i}", "robot room", looks_served, "calendar_set").says(f"z{i}", looks_served, 0.95, "calendar_set")
+        for i in range(20):
+            log.says(f"f{i}", failing_text, 0.05, means)
+        log.says("w", "please do", 0.95, "calendar_set")
+        return row(mine(log, goals, scarce=0.0).rewrites, source="robot room")["reason"]
+
+    assert target("alarm_set") == "goal", "another meaning that fails says nothing about this one"
+    assert target("calendar_set") == "no_served_target"
+
+
 def test_one_user_who_repeats_is_no_ring() -> None:
     log = failing(users=5)
     log.rows = [r | ({"events": 5} if r["kind"] == "transition" and r["user_key"] == "u0" else {}) for r in log.rows]

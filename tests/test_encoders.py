@@ -131,7 +131,7 @@ def test_bytes_that_are_no_model():
 
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory):
-    """A tiny random transformer, saved as sentence-transformers saves one."""
+    """A tiny random transformer, saved as sentence-transformers saves one; without BERT's pooler, which starts at random where it is loaded."""
     transformers = pytest.importorskip("transformers")
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules
@@ -142,9 +142,9 @@ def saved_model(tmp_path_factory):
     tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"))
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = transformers.BertConfig(vocab_size=len(words), **sizes)
-    transformers.BertModel(config).save_pretrained(folder / "bert")
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
-    word = modules.Transformer(str(folder / "bert"))
+    word = modules.Transformer(str(folder / "bert"), model_kwargs={"add_pooling_layer": False})
     SentenceTransformer(modules=[word, modules.Pooling(16)], device="cpu").save(str(folder / "model"))
     return folder / "model"
 

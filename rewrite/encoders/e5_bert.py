@@ -82,7 +82,7 @@ def trainable(data: bytes, folder: str) -> Any:
     )
     bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    transformer = Transformer(folder, max_seq_length=MAX_TOKENS)
+    transformer = Transformer(folder, max_seq_length=MAX_TOKENS, model_kwargs={"add_pooling_layer": False})
     next(p for n, p in transformer.named_parameters() if n.endswith("word_embeddings.weight")).requires_grad = False
     modules = [transformer, Pooling(h, pooling_mode="mean"), Normalize()]
     return SentenceTransformer(modules=modules, prompts={"query": PROMPT}, default_prompt_name="query", device="cpu")
