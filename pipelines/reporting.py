@@ -196,7 +196,8 @@ def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -
         out.append(f"REFUSED as of {data.as_of}; the last release stays. These gates failed:")
         for v in (gates or {}).get("verdicts", []):
             if not v["success"] and v["severity"] == "critical":
-                out.append(f"  {v['table']}.{v['column']} {v['expectation']}: {v['rows_failed']:,} of {v['rows']:,} rows. {v['message']}")
+                rows = f"{v['rows_failed']:,} of {v['rows']:,} rows. " if v["rows_failed"] else ""  # a measure of the whole table has none
+                out.append(f"  {v['table']}.{v['column']} {v['expectation']}: {rows}{v['message']}")
     else:
         out.append(f"Nothing to release{f' as of {data.as_of}' if data.as_of else ''}. {data.why or why_of(data)}")
     total: dict[str, int] = {}

@@ -118,7 +118,8 @@ def find(logs: tuple[str, ...], start: date | None = None, end: date | None = No
             for f in files:
                 found.setdefault(f.path, f)
         if len(missing) == len(days):
-            what = f"no file for any day from {start} to {end}" if days[0] else "no file there"
+            span = f"{start}" if len(days) == 1 else f"any day from {start} to {end}"
+            what = f"no file for {span}" if days[0] else "no file there"
             raise NoInput(f"--logs {spec}: {what}; name Parquet or JSON Lines files, a folder, a glob (quoted) or a {{date}} pattern")
         if missing:
             notes.append(f"{spec}: no file for {len(missing)} of {len(days)} days: {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}")

@@ -186,8 +186,3 @@ def load_tables(
             frames.append(pl.DataFrame(pl.from_arrow(table)))
         out[name] = pl.concat(frames)
     return out
-
-
-def load_parent(manifest: Mapping[str, Any], read: Callable[[str], bytes]) -> Parent:
-    """The parent that `build_release` needs, from its manifest."""
-    return Parent(manifest["release_id"], date.fromisoformat(manifest["as_of"]), load_tables(manifest, read))

@@ -1,4 +1,5 @@
-"""The absorbing Markov chain of asking again (Ponnusamy et al. 2020, arXiv 1911.02557), solved exactly.
+"""The absorbing Markov chain of asking again (Ponnusamy et al. 2020, arXiv 1911.02557): exact where up to `FACTORED` texts
+lead to each other, a series cut off at a bound (`FAINT`) where more do.
 
 States are texts; whoever says one either asks again with another text or is absorbed, in success or in failure. With
 Q the transient block and R the absorbing one, N = (I - Q)^-1, B = N R, and score(s -> t) = N[s, t] R[t, success] is the

@@ -58,6 +58,7 @@ def with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFra
         .with_columns(pl.col("pair_users").fill_null(0))
     )
     pairs = pairs.with_columns(
+        # the gate `entities_kept` asks this of the finished rows by means of its own, so that a fault here does not pass there
         # what a source does not say it cannot lose: the slots of a text that fails may be of another request
         _lost=_missing(pairs, "s_values", "t_text", "t_values", said="s_text"),
         _extra=_missing(pairs, "t_values", "s_text", "s_values"),

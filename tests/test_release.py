@@ -13,8 +13,8 @@ from release_world import AS_OF, OPTIONS, build, frame, goal, label, pair, rewri
 
 from quality.checks import count_steps, floor_counts
 from quality.gates import Verdict, Verdicts
-from quality.manifest import NewerFormat, TamperedRelease, load_parent, load_tables, package, parquet_bytes, read_manifest, verify
-from quality.release import LEDGER, build_release
+from quality.manifest import NewerFormat, TamperedRelease, load_tables, package, parquet_bytes, read_manifest, verify
+from quality.release import LEDGER, Parent, build_release
 from quality.splits import split_of
 from rewrite.contracts import CANDIDATES, GOALS, RELEASED
 from rewrite.text import rewrite_id
@@ -219,7 +219,8 @@ def test_against_the_parent() -> None:
 
 def test_nothing_new() -> None:
     parent = build()
-    before = load_parent(json.loads(package(parent, VERDICTS)["manifest.json"]), package(parent, VERDICTS).__getitem__)
+    files = package(parent, VERDICTS)
+    before = Parent(parent.release_id, parent.as_of, load_tables(json.loads(files["manifest.json"]), files.__getitem__))
     seen_later = [r | {"last_seen": date(2026, 3, 20)} for r in world()["rewrites"]]
     same = build(world(rewrites=seen_later), parent=before, ledger=parent.ledger_rows, as_of=AS_OF + timedelta(days=1))
     assert same.nothing_new(before, renew_days=7)
