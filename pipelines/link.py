@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rewrite.evidence import Options
     from rewrite.lexicon import Rows
 
-VERSION = 7
+VERSION = 8
 READS = {"votes": contracts.VOTES.names, "embeddings": ["key", "vector"], "goals": contracts.GOALS.names}
 WRITES = {"goals": contracts.GOALS.names, "goal_edges": contracts.GOAL_EDGES.names, "goal_changes": contracts.GOAL_CHANGES.names}
 SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CHANGES, "goals": contracts.GOALS}  # goals last

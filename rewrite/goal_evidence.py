@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from rewrite.background import background
 from rewrite.lexicon import Rows, exchangeable
-from rewrite.neighbours import Near, near_cosine, random_cosines, sample_rows, search
+from rewrite.neighbours import Near, near_cosine
 
 SERVED = 0.5
 """A text counts as served from here on: it is more often right than wrong."""
@@ -28,15 +29,6 @@ FEWEST_PAIRS, FEWEST_POSITIVES = 200, 30
 
 FEWEST_TEXTS = 10
 """Below this the median of random pairs is no unrelated pair: where half of the pairs are of one goal (four goals, say, have a quarter)."""
-
-RANDOM_PAIRS = 20_000
-
-THINNED, ASKED = 500, 4_000
-"""Texts among which the nearest one is looked for, and texts for which, when its usual cosine sets the scale of likeness. Among all
-texts the nearest is ever nearer the more there are (misheard and misspelt copies), and a list of 50,000 would fall into fifteen
-thousand goals. Lists in 20 languages (mean, median B-cubed F1) and 50,000 texts of the simulator (adjusted Rand index; .171 by
-community_detection): among all .669, .696, .077; 1,000 .675, .696, .152; 700 .677, .699, .166; 500 .677, .695, .175; 250 .665, .674,
-.191. The three longest lists gain most (ko .728 to .810, de .452 to .501, nl .598 to .620)."""
 
 _DIGITS = re.compile(r"\d+")
 
@@ -245,9 +237,8 @@ def _curve(
         return "none", pl.DataFrame({"cosine": [0.0], "probability": [0.0], "pairs": [0], "positives": [0]})
     possible = ~_against(meaning, left, right)
     left, right, cosine = left[possible], right[possible], cosine[possible]
-    nearest = _nearest_of_sample(vectors, seed)
-    background = _background(nearest, cosine, random_cosines(vectors, RANDOM_PAIRS, seed), len(vectors))
-    top = float(np.interp(np.quantile(cosine, 0.975), background["cosine"], background["probability"])) if len(cosine) else 0.0
+    alone = background(vectors, cosine, seed)
+    top = float(np.interp(np.quantile(cosine, 0.975), alone["cosine"], alone["probability"])) if len(cosine) else 0.0
     n = len(meaning.key)
     sure = links.filter(pl.col("mean") >= 0.5)
     if sure.height:
@@ -267,7 +258,7 @@ def _curve(
                 # nearest neighbours (Elkan & Noto 2008, learning from positive and unlabelled examples).
                 seen = float(curve["probability"][-1])
                 return "asked_again", curve.with_columns(probability=(pl.col("probability") / seen * top).clip(0, 1))
-    return "background", background
+    return "background", alone
 
 
 def isotonic_curve(cosine: np.ndarray, same: np.ndarray) -> pl.DataFrame | None:
@@ -284,37 +275,3 @@ def isotonic_curve(cosine: np.ndarray, same: np.ndarray) -> pl.DataFrame | None:
     # One half of a pair of each kind: a bin of 25 with no failure is not a certainty.
     probability = isotonic_regression((positives + 0.5) / (pairs + 1), weights=pairs).x
     return pl.DataFrame({"cosine": middle, "probability": probability, "pairs": pairs, "positives": positives})
-
-
-def _nearest_of_sample(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """The cosines of up to `ASKED` texts to the nearest of up to `THINNED`: a density that does not grow with the list."""
-    kept, asked = (sample_rows(len(vectors), size, seed) for size in (THINNED, ASKED))
-    _, cosines = search(vectors[asked].astype(np.float32), asked, vectors[kept].astype(np.float32), kept, 1)
-    return cosines[:, 0]
-
-
-def _background(nearest: np.ndarray, cosine: np.ndarray, random: np.ndarray, texts: int) -> pl.DataFrame:
-    """P(same goal | cosine) from the texts alone: the way from a random pair (0) to a text's nearest one (1), squared.
-
-    `nearest`: cosines of texts to the nearest of a sample (`THINNED`), of one goal more often than not where most goals have two
-    wordings there. Where they do not, chance alone explains a cosine, and no more is believed than 1 - (expected chance neighbours at least this
-    near) / (seen), chance being a normal fitted to random pairs. The way has no scale of a model or a language left;
-    squared, it puts the least probability of two unknown clusters at four fifths of the way, where average linkage agreed best
-    with lists of wordings in 19 languages (of the fast model and the wide one; mean F1 .672, .665 at .75, .664 at .85). What would choose
-    the cut anew in each list (the best silhouette; agreement with a tree of character n-grams) chose worse in most. Likeness made of
-    more than the cosine did not hold in all lists either: n-grams or words mixed in, profiles against landmarks (mean F1 up by
-    .005 in 15 lists of commands, down by .05 in one of paraphrases), CSLS, whitening, two models at once. One word exchanged for another
-    is one goal in .08 to .72 of the pairs, by language: nothing to set for all. A ranking made comparable, not a frequency.
-    """
-    from scipy.special import ndtr
-
-    grid = np.linspace(-1, 1, 201)
-    centre = float(np.median(random))
-    spread = 1.4826 * float(np.median(np.abs(random - centre)))  # robust: some random pairs are of one goal
-    seen = (cosine[None, :] >= grid[:, None]).sum(axis=1)
-    chance = texts * (texts - 1) / 2 * ndtr((centre - grid) / max(spread, 1e-3))
-    crowded = np.clip(1 - (chance + 0.5) / (seen + 1), 0, 1)
-    way = (grid - centre) / max(float(np.median(nearest)) - centre, 1e-3)
-    probability = np.maximum.accumulate(np.minimum(crowded, np.clip(way, 0, 1) ** 2))
-    zero = np.zeros(len(grid), np.int64)
-    return pl.DataFrame({"cosine": grid, "probability": probability, "pairs": seen.astype(np.int64), "positives": zero})

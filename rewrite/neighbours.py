@@ -219,6 +219,8 @@ def search_cells(
 
 def _by_cell(looks: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """(cell, the rows that look into it), of a table of looks (q, any)."""
+    if not looks.size:
+        return
     flat = np.argsort(looks, axis=None, kind="stable")
     cells, starts = np.unique(looks.ravel()[flat], return_index=True)
     for c, at in zip(cells.tolist(), np.split(flat, starts[1:]), strict=True):

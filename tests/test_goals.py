@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewrite import goal_evidence, neighbours
+from rewrite import background, neighbours
 from rewrite.contracts import GOAL_CHANGES, GOAL_EDGES, GOALS
 from rewrite.goal_evidence import number_sets
 from rewrite.goal_ids import goal_id
@@ -351,6 +351,20 @@ def test_misspelt_copies_do_not_move_the_scale_of_likeness():
     wordings = np.repeat(rng.normal(size=(250, 64)), 8, axis=0) + 0.5 * rng.normal(size=(2000, 64))
     copies = np.repeat(wordings, 10, axis=0) + 0.05 * rng.normal(size=(20_000, 64))
     short, long = ((v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (wordings, copies))
-    near, near_of_many = (np.median(goal_evidence._nearest_of_sample(v, 0)) for v in (short, long))
+    near, near_of_many = (np.median(background.nearest_of_sample(v, background.THINNED, 0)) for v in (short, long))
     assert np.median(top_cosine(long[:2000], 1)[1]) > 0.99
     assert 0.7 < near_of_many < near + 0.05
+
+
+@pytest.mark.parametrize(("texts", "expected"), [(3, (2_000, 8_000)), (10, (1_000, 2_000)), (200, (500, 500))])
+def test_the_sample_grows_until_it_holds_one_text_of_each_goal(texts, expected):
+    """12,000 texts in 4,000, 1,200 or 60 goals under 100, 30 or 12 subjects: nobody says how many goals there are."""
+    rng, n = np.random.default_rng(0), 12_000
+    goal = np.arange(n) // texts
+    subject = np.arange(n) // (texts * 40 if texts < 200 else texts * 5)
+    vectors = 0.3 * rng.normal(size=(1, 64)) + rng.normal(size=(n, 64))[subject] + rng.normal(size=(n, 64))[goal]
+    vectors += 0.6 * rng.normal(size=(n, 64))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    size = background.sample_size(vectors, float(np.median(neighbours.random_cosines(vectors, 20_000, 0))), 0)
+    assert expected[0] <= size <= expected[1]
+    assert background.sample_size(vectors[:400], 0.1, 0) == 400

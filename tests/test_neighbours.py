@@ -92,3 +92,13 @@ def test_fewer_members_than_neighbours_and_none(vectors):
     assert cosines[0, 2:].tolist() == [-2, -2, -2]
     assert (search(vectors[:3], np.arange(3), vectors[:0], np.arange(0), 5)[0] == -1).all()
     assert search(vectors[:0], np.arange(0), vectors[:3], np.arange(3), 5)[0].shape == (0, 5)
+
+
+def test_one_cell_is_enough_where_clusters_lie_far_apart():
+    rng = np.random.default_rng(0)
+    apart = np.repeat(np.eye(8, 16), 100, axis=0) + 0.01 * rng.normal(size=(800, 16))
+    apart = (apart / np.linalg.norm(apart, axis=1, keepdims=True)).astype(np.float32)
+    near = near_cosine(apart, 5, exact=100, per_cell=400)
+    assert near.probes == 1
+    assert near.recall >= nb.RECALL
+    assert (near.indices >= 0).all()
