@@ -34,7 +34,7 @@ class Decide(beam.DoFn):
 
         goals = pl.concat([self._store.frame(f) for f in self._goals.files])
         options = Options(**self._options)
-        found = candidates(window.merged(element[1], self._sent), goals, as_of=self._as_of, k=options.k, options=options)
+        found = candidates(window.merged(self._store, element[1], self._sent), goals, as_of=self._as_of, k=options.k, options=options)
         for name, schema in CANDIDATES.items():
             frame = getattr(found, name)
             entry = self._store.attempt(self._attempt, "candidates", f"as_of={self._as_of}/{name}", engine.conform(frame, schema))
@@ -75,7 +75,7 @@ def _evidence(context: Context, as_of: date) -> tuple[list[Any], beam.PTransform
     shard per bucket of users."""
     place = window.kept(context, as_of, history=_careful(context))
     if context.store.list(place):
-        return [place], beam.ParDo(window.KeptEvidence(context.store)), 0
+        return [place], window.KeptEvidence(), 0
     work = shards.by_bucket(window.manifests(context, as_of, _careful(context)))
     return work, window.GatherEvidence(context.store, window.rules(context), len(work), context.window(as_of)[0]), len(work)
 

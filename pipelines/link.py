@@ -41,7 +41,7 @@ class Inputs(beam.DoFn):
         from rewrite.evidence import Options
 
         options = Options(k=self._k, burst=self._burst, scarce=self._scarce)
-        evidence = window.merged(element[1], self._sent)
+        evidence = window.merged(self._store, element[1], self._sent)
         if self._keep:
             window.keep(self._store, self._keep, evidence)
         evidence["trials"] = evidence["trials"].clear()  # of no use here, and half of all that is held

@@ -118,14 +118,12 @@ class GatherEvidence(beam.PTransform):
         )
 
 
-class KeptEvidence(beam.DoFn):
-    """Where an earlier stage of the run left the evidence (`keep`) -> one element like GatherEvidence's, of one part that is merged."""
+class KeptEvidence(beam.PTransform):
+    """Where an earlier stage of the run left the evidence (`keep`) -> one element like GatherEvidence's, that names the place: what lies
+    there may be more than the 2 GiB that an engine can move at once."""
 
-    def __init__(self, store: Store):
-        self._store = store
-
-    def process(self, place: str) -> Iterable[tuple[int, list[Tables]]]:
-        yield 0, [{path.rpartition("/")[2]: self._store.get(path) for path in self._store.list(place)}]
+    def expand(self, work: beam.PCollection[str]) -> beam.PCollection[tuple[int, list[str]]]:
+        return work | "kept" >> beam.Map(lambda place: (0, [place]))
 
 
 def kept(context: Context, as_of: date, *, history: bool = False) -> str:
@@ -146,12 +144,11 @@ def rules(context: Context) -> trust.Rules:
     return trust.Rules(p.least_texts, p.few_texts, p.copies, p.links_per_day, p.links_per_window)
 
 
-def merged(parts: Iterable[Tables], shards_sent: int) -> dict[str, pl.DataFrame]:
-    """What the element of GatherEvidence holds, added up, or (no shards sent) of KeptEvidence. Raises LakeError when the evidence of
-    a shard did not arrive."""
-    parts = list(parts)
+def merged(store: Store, parts: Iterable[Tables | str], shards_sent: int) -> dict[str, pl.DataFrame]:
+    """What the element of GatherEvidence holds, added up, or (no shards sent) what lies where KeptEvidence says. Raises LakeError when
+    the evidence of a shard did not arrive."""
+    found = list(parts)
     if not shards_sent:
-        (kept,) = parts
-        return {name: engine.frame(table) for name, table in kept.items()}
-    engine.accounted("shards of votes", shards_sent, len(parts))
-    return evidence.merge_evidence(parts, engine.frame)
+        return {path.rpartition("/")[2]: engine.frame(store.get(path)) for path in store.list(str(found[0]))}
+    engine.accounted("shards of votes", shards_sent, len(found))
+    return evidence.merge_evidence(found, engine.frame)
