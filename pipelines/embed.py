@@ -94,7 +94,16 @@ def run(context: Context, report: Any) -> None:
                 cached[f.bucket or 0] = (*cached.get(f.bucket or 0, ()), f)
             attempt = f"{context.attempt}/embed"
             transform = Embed(
-                store, attempt, partition, c.privacy.k, c.embedding.chunk, spec, c.embedding.device, cached, tuple(locales) or None
+                store,
+                attempt,
+                partition,
+                c.privacy.k,
+                c.embedding.chunk,
+                spec,
+                c.embedding.device,
+                cached,
+                tuple(locales) or None,
+                processes=context.options.runner != "local" or context.options.workers > 1,
             )
             receipts = engine.execute(context, "embed", shards.by_bucket(window.manifests(context, as_of)), transform, expect=BUCKETS)
             engine.publish(

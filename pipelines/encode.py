@@ -18,6 +18,7 @@ from pipelines.embed import READS
 from pipelines.shards import Shard
 from pipelines.store import FileEntry, Store
 from rewrite.contracts import BUCKETS
+from rewrite.text import as_strings
 
 if TYPE_CHECKING:
     from rewrite.encoders import Encoder
@@ -33,7 +34,7 @@ class Texts(beam.DoFn):
         self._store = store
 
     def process(self, shard: Shard) -> Iterable[tuple[int, bytes]]:
-        votes = shards.read(self._store, shard, READS["votes"]).lazy()
+        votes = shards.read(self._store, shard, READS["votes"], categories=True).lazy()
         link = pl.col("kind") != "outcome"
         said = pl.concat(
             [
@@ -42,7 +43,7 @@ class Texts(beam.DoFn):
                 votes.filter(link).select("user_key", "locale", key="target", linked=pl.lit(True)),
             ]
         )
-        texts = said.group_by("locale", "key").agg(users=pl.col("user_key").n_unique(), linked=pl.col("linked").any()).collect()
+        texts = as_strings(said.group_by("locale", "key").agg(users=pl.col("user_key").n_unique(), linked=pl.col("linked").any()).collect())
         at = pl.Series("at", [zlib.crc32(k.encode()) % BUCKETS for k in texts["key"]], dtype=pl.Int64)
         for (bucket,), part in texts.with_columns(at).partition_by("at", as_dict=True, include_key=False).items():
             yield int(bucket), engine.to_ipc(part)
@@ -70,10 +71,13 @@ class Missing(beam.DoFn):
 
 
 class Encode(ModelHandler[tuple[int, bytes], tuple[int, bytes], "Encoder"]):
-    """Chunks of texts -> chunks of float16 vectors. A chunk is an element, so that the encoder sees whole batches."""
+    """Chunks of texts -> chunks of float16 vectors. A chunk is an element, so that the encoder sees whole batches.
 
-    def __init__(self, spec: str, device: str):
-        super().__init__(max_batch_size=1, min_batch_size=1, large_model=True)
+    `processes`: the model is one for all processes of a worker, which reach it through a socket; else its process has it to itself.
+    """
+
+    def __init__(self, spec: str, device: str, *, processes: bool = False):
+        super().__init__(max_batch_size=1, min_batch_size=1, large_model=processes)
         self._spec, self._device = spec, device
 
     def load_model(self) -> Encoder:
@@ -122,10 +126,12 @@ class Embed(beam.PTransform):
         device: str,
         cached: dict[int, tuple[FileEntry, ...]],
         locales: tuple[str, ...] | None = None,
+        *,
+        processes: bool = True,
     ):
         super().__init__()
         self._texts, self._missing = Texts(store), Missing(store, k, chunk, cached, locales)
-        self._handler, self._keep = Encode(spec, device), Keep(store, attempt, partition)
+        self._handler, self._keep = Encode(spec, device, processes=processes), Keep(store, attempt, partition)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:
         return (
