@@ -77,7 +77,8 @@ def _evidence(context: Context, as_of: date) -> tuple[list[Any], beam.PTransform
     if context.store.list(place):
         return [place], window.KeptEvidence(), 0
     work = shards.by_bucket(window.manifests(context, as_of, _careful(context)))
-    return work, window.GatherEvidence(context.store, window.rules(context), len(work), context.window(as_of)[0]), len(work)
+    rules, since = window.rules(context), context.window(as_of)[0]
+    return work, window.GatherEvidence(context.store, f"{context.attempt}/aggregate", rules, len(work), since), len(work)
 
 
 def plan(context: Context) -> Plan:

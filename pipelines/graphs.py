@@ -27,7 +27,7 @@ def transforms(context: Context) -> dict[str, beam.PTransform]:
     from rewrite.turns import Rules
 
     c, store, p = context.config, context.store, context.config.privacy
-    gather = window.GatherEvidence(store, window.rules(context), BUCKETS)
+    gather = window.GatherEvidence(store, "dry", window.rules(context), BUCKETS)
     rows = c.run.shard_turns
     job = ingest.Job(store, "dry", Rules(), frozenset(), c.sessions.gap, rows, BUCKETS, key_secret=context.options.user_key_secret)
     partition = "model=dry"

@@ -157,7 +157,7 @@ def steps(context: Context, attempt: str, as_of: date, have: embed.Current, last
     c, store = context.config, context.store
     keep = window.kept(context, as_of) if context.shares else ""
     return Link(
-        window.GatherEvidence(store, window.rules(context), buckets, tested=bool(keep)),
+        window.GatherEvidence(store, attempt, window.rules(context), buckets, tested=bool(keep)),
         Inputs(store, keep, c.privacy.k, buckets, c.privacy.burst, c.privacy.scarce),
         cells.NearNeighbours(store, attempt, have, cells.Plan(NEIGHBOURS, c.run.seed, nb.EXACT, nb.PER_CELL)),
         BuildGoals(store, attempt, as_of, have, last, c.run.seed, _lexicon(context)),

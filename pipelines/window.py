@@ -8,7 +8,7 @@ from datetime import date
 import apache_beam as beam
 import polars as pl
 
-from pipelines import engine, registry, shards
+from pipelines import aside, engine, registry, shards
 from pipelines.context import Context
 from pipelines.errors import LakeError
 from pipelines.plan import Plan, Todo, digest
@@ -17,7 +17,7 @@ from pipelines.store import Manifest, Store
 from rewrite import evidence, trust
 from rewrite.contracts import VOTES
 
-Tables = dict[str, bytes]  # evidence table -> Arrow IPC buffer
+Tables = dict[str, bytes]  # table -> Arrow IPC buffer, or where it lies (`aside`)
 
 
 def manifests(context: Context, as_of: date, history: bool = False) -> list[Manifest]:
@@ -87,40 +87,38 @@ class Learn(beam.DoFn):
 
 
 class Reduce(beam.DoFn):
-    """Votes of whole users -> additive evidence tables without user keys. Days before `since` are history: tests alone see them."""
+    """Votes of whole users -> additive evidence tables without user keys, laid aside. Days before `since` are history: tests alone see them."""
 
-    def __init__(self, store: Store, rules: trust.Rules, since: date | None, tested: bool):
-        self._store, self._rules, self._since, self._tested = store, rules, since, tested
+    def __init__(self, store: Store, attempt: str, rules: trust.Rules, since: date | None, tested: bool):
+        self._store, self._attempt, self._rules, self._since, self._tested = store, attempt, rules, since, tested
 
     def process(self, shard: Shard, learned: tuple[int, bytes]) -> Iterable[tuple[int, Tables]]:
         votes = shards.read(self._store, shard, VOTES.names, categories=True).drop("bucket")
         believed = trust.Trust(self._rules, learned[0], engine.frame(learned[1]))
-        yield 0, {name: engine.to_ipc(t) for name, t in evidence.bucket_evidence(votes, believed, self._since, self._tested).items()}
+        found = evidence.bucket_evidence(votes, believed, self._since, self._tested)
+        yield 0, dict(aside.put(self._store, self._attempt, [(name, engine.to_ipc(t)) for name, t in found.items()]))
 
 
 class GatherEvidence(beam.PTransform):
-    """Shards of votes, one per bucket of users -> the merged evidence, as one element of IPC buffers.
+    """Shards of votes, one per bucket of users -> all their evidence, as one element that says where it lies: of a long log it is more
+    than the 2 GiB that an engine moves in one piece.
 
     The votes are read twice: what to believe of a user is known when every bucket was sketched. Not `tested`: without `trials`.
     """
 
-    def __init__(self, store: Store, rules: trust.Rules, sent: int, since: date | None = None, *, tested: bool = True):
+    def __init__(self, store: Store, attempt: str, rules: trust.Rules, sent: int, since: date | None = None, *, tested: bool = True):
         super().__init__()
-        self._store, self._rules, self._sent, self._since, self._tested = store, rules, sent, since, tested
+        self._store, self._rules, self._sent = store, rules, sent
+        self._reduce = Reduce(store, attempt, rules, since, tested)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[tuple[int, Iterable[Tables]]]:
         sketches = work | "sketch" >> beam.ParDo(Sketch(self._store)) | "gather sketches" >> beam.GroupByKey()
         learned = beam.pvalue.AsSingleton(sketches | "learn" >> beam.ParDo(Learn(self._rules, self._sent)))
-        return (
-            work
-            | "reduce" >> beam.ParDo(Reduce(self._store, self._rules, self._since, self._tested), learned)
-            | "gather" >> beam.GroupByKey()
-        )
+        return work | "reduce" >> beam.ParDo(self._reduce, learned) | "gather" >> beam.GroupByKey()
 
 
 class KeptEvidence(beam.PTransform):
-    """Where an earlier stage of the run left the evidence (`keep`) -> one element like GatherEvidence's, that names the place: what lies
-    there may be more than the 2 GiB that an engine can move at once."""
+    """Where an earlier stage of the run left the evidence (`keep`) -> one element like GatherEvidence's, that names the place."""
 
     def expand(self, work: beam.PCollection[str]) -> beam.PCollection[tuple[int, list[str]]]:
         return work | "kept" >> beam.Map(lambda place: (0, [place]))
@@ -151,4 +149,4 @@ def merged(store: Store, parts: Iterable[Tables | str], shards_sent: int) -> dic
     if not shards_sent:
         return {path.rpartition("/")[2]: engine.frame(store.get(path)) for path in store.list(str(found[0]))}
     engine.accounted("shards of votes", shards_sent, len(found))
-    return evidence.merge_evidence(found, engine.frame)
+    return evidence.merge_evidence(found, lambda place: engine.frame(aside.get(store, place)))
