@@ -63,8 +63,8 @@ def test_a_daily_run_touches_one_day(month, monkeypatch):
     before = {p: store.find_version(p)[1] for t in DAILY for p in store.list(t)}
     assert len({p.split("/")[1] for p in before}) == DAYS
     read = []
-    kept = Store.read_file
-    monkeypatch.setattr(Store, "read_file", lambda self, entry, *more: read.append(entry.path) or kept(self, entry, *more))
+    kept = Store._bytes
+    monkeypatch.setattr(Store, "_bytes", lambda self, entry: read.append(entry.path) or kept(self, entry))
     span = {"lake": str(lake), "start": day, "end": day, "quiet": True}
     for module, options, made in ((ingest, IngestOptions(logs=(str(log),), **span), True), (detect, DetectOptions(**span), False)):
         context = Context(options, make=made)

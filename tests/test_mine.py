@@ -112,7 +112,7 @@ def test_aggregate_takes_the_evidence_that_link_gathered_or_gathers_the_same(lak
             shutil.rmtree(again / "_manifests" / table)
         assert main([*command, "--lake", str(again), "--quiet"]) == 0
         assert candidates(again) == candidates(lake)
-    assert [len(items) for items, _ in work] == [16, 1]  # the votes of all buckets; what was kept
+    assert [(len(items), sent) for items, _, sent in work] == [(16, 16), (1, 0)]  # the votes of all buckets; what was kept
 
 
 def test_prism_gives_the_same_bytes(lake, world, tmp_path, prism, monkeypatch):
