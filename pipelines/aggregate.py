@@ -75,7 +75,7 @@ def _evidence(context: Context, as_of: date) -> tuple[list[Any], beam.PTransform
     shard per bucket of users."""
     place = window.kept(context, as_of, history=_careful(context))
     if context.store.list(place):
-        return [place], window.KeptEvidence(), 0
+        return [place], beam.Map(lambda kept: (0, [kept])), 0
     work = shards.by_bucket(window.manifests(context, as_of, _careful(context)))
     rules, since = window.rules(context), context.window(as_of)[0]
     return work, window.GatherEvidence(context.store, f"{context.attempt}/aggregate", rules, len(work), since), len(work)

@@ -103,7 +103,7 @@ def run(context: Context, report: Any) -> None:
                 c.embedding.device,
                 cached,
                 tuple(locales) or None,
-                processes=context.options.runner != "local" or context.options.workers > 1,
+                processes=context.options.processes,
             )
             receipts = engine.execute(context, "embed", shards.by_bucket(window.manifests(context, as_of)), transform, expect=BUCKETS)
             engine.publish(

@@ -76,7 +76,7 @@ class Encode(ModelHandler[tuple[int, bytes], tuple[int, bytes], "Encoder"]):
     `processes`: the model is one for all processes of a worker, which reach it through a socket; else its process has it to itself.
     """
 
-    def __init__(self, spec: str, device: str, *, processes: bool = False):
+    def __init__(self, spec: str, device: str, *, processes: bool):
         super().__init__(max_batch_size=1, min_batch_size=1, large_model=processes)
         self._spec, self._device = spec, device
 
@@ -127,7 +127,7 @@ class Embed(beam.PTransform):
         cached: dict[int, tuple[FileEntry, ...]],
         locales: tuple[str, ...] | None = None,
         *,
-        processes: bool = True,
+        processes: bool,
     ):
         super().__init__()
         self._texts, self._missing = Texts(store), Missing(store, k, chunk, cached, locales)

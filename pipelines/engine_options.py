@@ -95,6 +95,11 @@ class EngineOptions:
     )
     gpu_image: str = opt("", "container image for them (infra/Dockerfile, target cuda)", metavar="IMAGE", group=_DATAFLOW)
 
+    @property
+    def processes(self) -> bool:
+        """Whether a worker may be several processes."""
+        return self.runner != "local" or self.workers > 1
+
     def check_engine(self, lake: str) -> None:
         """Raises UsageError for what cannot work, with the value and the fix."""
         if self.runner not in RUNNERS:

@@ -34,8 +34,7 @@ def main(options: GateOptions) -> int:
         parent = registry.parent_of(context.store, as_of)
         print(f"As of {as_of}, after {parent.release_id if parent else 'no release'}: {rows or 'no rows'}")
         for v in shown:
-            rows = f"{v.rows_failed:,} of {v.rows:,} rows. " if v.rows_failed else ""  # a measure of the whole table has none
-            print(f"  {v.severity:<8} {v.table}.{v.column} {v.expectation}: {rows}{v.message}")
+            print(f"  {v.severity:<8} {v.told()}")
         s = verdicts.summary()
         print(
             f"{'REFUSED' if verdicts.refused else 'Passed'}: {s['checked']} checked, {s['critical_failures']} critical, {s['warnings']} warnings"

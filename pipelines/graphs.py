@@ -38,7 +38,9 @@ def transforms(context: Context) -> dict[str, beam.PTransform]:
         "fit": fit.Fit(store, 1.0, {}, c.sessions.gap, {}, 1, None, True),
         "detect": detect.Detect(store, "dry", "dry", c.sessions.gap),
         "choose": beam.ParDo(choose.Sample(store, "dry")),
-        "embed": encode.Embed(store, "dry", partition, p.k, c.embedding.chunk, c.embedding.model, c.embedding.device, {}),
+        "embed": encode.Embed(
+            store, "dry", partition, p.k, c.embedding.chunk, c.embedding.model, c.embedding.device, {}, processes=context.options.processes
+        ),
         "link": link.steps(context, "dry", DAY, have, None, BUCKETS),
         "aggregate": aggregate.Aggregate(store, gather, "dry", DAY, aggregate.settings(context), as_of, BUCKETS),
         "release": release.Release(store, "dry", {}),

@@ -182,6 +182,7 @@ def headlines(context: Context) -> None:
 
 def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -> list[str]:
     """The summary's first lines: what came of the run, and why."""
+    from quality.gates import Verdict, Verdicts
     from quality.reasons import sentence
     from quality.report import why_of
 
@@ -194,10 +195,8 @@ def headline(context: Context, data: ReportData, gates: dict[str, Any] | None) -
         out.append(f"Nothing new as of {data.as_of}: {data.why or 'the rows equal the last release'}")
     elif data.status == "refused":
         out.append(f"REFUSED as of {data.as_of}; the last release stays. These gates failed:")
-        for v in (gates or {}).get("verdicts", []):
-            if not v["success"] and v["severity"] == "critical":
-                rows = f"{v['rows_failed']:,} of {v['rows']:,} rows. " if v["rows_failed"] else ""  # a measure of the whole table has none
-                out.append(f"  {v['table']}.{v['column']} {v['expectation']}: {rows}{v['message']}")
+        failures = Verdicts(tuple(Verdict(**v) for v in (gates or {}).get("verdicts", []))).failures
+        out += [f"  {v.told()}" for v in failures]
     else:
         out.append(f"Nothing to release{f' as of {data.as_of}' if data.as_of else ''}. {data.why or why_of(data)}")
     total: dict[str, int] = {}

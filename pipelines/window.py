@@ -117,13 +117,6 @@ class GatherEvidence(beam.PTransform):
         return work | "reduce" >> beam.ParDo(self._reduce, learned) | "gather" >> beam.GroupByKey()
 
 
-class KeptEvidence(beam.PTransform):
-    """Where an earlier stage of the run left the evidence (`keep`) -> one element like GatherEvidence's, that names the place."""
-
-    def expand(self, work: beam.PCollection[str]) -> beam.PCollection[tuple[int, list[str]]]:
-        return work | "kept" >> beam.Map(lambda place: (0, [place]))
-
-
 def kept(context: Context, as_of: date, *, history: bool = False) -> str:
     """Where `link` leaves the evidence that it gathered for `aggregate` of the same run, if that is made of the same votes: the
     window's, of all that it takes to decide. In the run's attempt folder, so it goes with the run."""
@@ -131,7 +124,7 @@ def kept(context: Context, as_of: date, *, history: bool = False) -> str:
 
 
 def keep(store: Store, place: str, found: dict[str, pl.DataFrame]) -> None:
-    """Leave merged evidence for `KeptEvidence`. A worker that does it again writes the same rows."""
+    """Leave merged evidence at `kept`. A worker that does it again writes the same rows."""
     for name, table in found.items():
         store.put(f"{place}/{name}", engine.to_ipc(table))
 
@@ -143,8 +136,8 @@ def rules(context: Context) -> trust.Rules:
 
 
 def merged(store: Store, parts: Iterable[Tables | str], shards_sent: int) -> dict[str, pl.DataFrame]:
-    """What the element of GatherEvidence holds, added up, or (no shards sent) what lies where KeptEvidence says. Raises LakeError when
-    the evidence of a shard did not arrive."""
+    """What the element of GatherEvidence holds, added up, or (no shards sent) what `keep` left where its one part says. Raises
+    LakeError when the evidence of a shard did not arrive."""
     found = list(parts)
     if not shards_sent:
         return {path.rpartition("/")[2]: engine.frame(store.get(path)) for path in store.list(str(found[0]))}

@@ -121,6 +121,11 @@ class Verdict:
     rows: int
     message: str
 
+    def told(self) -> str:
+        """In a line; a measure of a whole table has no rows that fail."""
+        rows = f"{self.rows_failed:,} of {self.rows:,} rows. " if self.rows_failed else ""
+        return f"{self.table}.{self.column} {self.expectation}: {rows}{self.message}"
+
 
 @dataclass(frozen=True)
 class Verdicts:

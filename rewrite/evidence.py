@@ -47,7 +47,7 @@ _TABLES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "trials": (("locale", "source", "version", "date", "rewritten", "ask", "target", "intent", "slots"), ("p", "own")),
 }
 _DATED: Final = {"texts", "asks"}
-_ASKED: Final = {"asks", "trials"}
+_ASKED: Final = ("asks", "trials")
 """Rows of single users, so of one part each: merging adds nothing up, and names their texts by row of the merged `texts`. Of a long
 log they are nearly all there is."""
 
@@ -164,9 +164,8 @@ def bucket_evidence(
         "trials": trials((believed if tested else believed.clear()).lazy()),
     }
     done = pl.collect_all([_typed(name, t) for name, t in tables.items()])
-    sort = {name: _TABLES[name][0] for name in _TABLES if name not in _ASKED}  # those are sorted when they are merged
-    named = {name: as_strings(t) for name, t in zip(tables, done, strict=True)}
-    return {name: t.sort(sort[name], nulls_last=True) if name in sort else t for name, t in named.items()}
+    named = zip(tables, map(as_strings, done), strict=True)
+    return {name: t if name in _ASKED else t.sort(_TABLES[name][0], nulls_last=True) for name, t in named}  # those are sorted when merged
 
 
 def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> pl.DataFrame:
@@ -184,7 +183,7 @@ def merge_evidence(parts: Iterable[Any], read: Callable[[Any], pl.DataFrame] = l
     """
     parts = list(parts) or [bucket_evidence(empty_votes())]
     found = {name: _added(name, [read(p[name]) for p in parts]) for name in _TABLES if name not in _ASKED}
-    return found | {name: _numbered((read(p[name]) for p in parts), found["texts"]) for name in _TABLES if name in _ASKED}
+    return found | {name: _numbered((read(p[name]) for p in parts), found["texts"]) for name in _ASKED}
 
 
 def _added(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:

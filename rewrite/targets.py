@@ -36,9 +36,8 @@ def with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFra
     worth = pl.col("served") * heard
     # an assistant does the same with one meaning in any words: what fails the goal's users in other words fails them in these, and the few
     # who said these gave up
-    good &= ((worth * MILLION).round().cast(pl.Int64).sum() >= FAILS * MILLION * heard.sum()).over("goal", "means") | pl.col(
-        "means"
-    ).is_null()
+    serves = ((worth * MILLION).round().cast(pl.Int64).sum() >= FAILS * MILLION * heard.sum()).over("goal", "means")
+    good &= serves | pl.col("means").is_null()
     shelf = (
         texts.filter(good)
         .with_columns(worth=worth)

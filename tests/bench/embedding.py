@@ -46,7 +46,7 @@ def run(n: int, spec: str) -> str:
                 made = (
                     p | beam.Create(said) | "all of a bucket" >> beam.GroupByKey() | beam.ParDo(encode.Missing(store, 1, CHUNK, {}, None))
                 )
-                vectors = made | beam.Reshuffle() | RunInference(encode.Encode(spec, "auto"))
+                vectors = made | beam.Reshuffle() | RunInference(encode.Encode(spec, "auto", processes=False))
                 _ = vectors | beam.GroupByKey() | beam.ParDo(encode.Keep(store, "bench", "model=bench"))
 
         whole, whole_cpu = clocked(job)
