@@ -43,7 +43,6 @@ HEAD = """# Benchmarks
 `make bench BENCH=--save` adds a table. Compare the ratios within one run; turns per second only on one idle machine.
 """
 DAYS = 7
-WORKERS_TURNS = 1_000_000  # of the comparison of one worker with two: the ratio does not need more
 
 
 def simulate(folder: Path, turns: int) -> Path:
@@ -296,8 +295,7 @@ def bench_turns(o: argparse.Namespace) -> None:
             print("per-element Beam ...", file=sys.stderr)
             text += "\n" + against_peer(simulate(folder / "peer", o.peer), lake, folder / "peer-votes", both(best[0]))
             print("one worker, two workers ...", file=sys.stderr)
-            some = log if o.turns <= WORKERS_TURNS else simulate(folder / "workers", WORKERS_TURNS)
-            text += f"\nOf {min(o.turns, WORKERS_TURNS):,} turns, load {os.getloadavg()[0]:.0f}:\n\n" + workers(some, folder, lake)
+            text += f"\nLoad {os.getloadavg()[0]:.0f}:\n\n" + workers(log, folder, lake)
         tell(text, o.save)
         print(f"measured in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     finally:
