@@ -34,7 +34,8 @@ class Decide(beam.DoFn):
 
         goals = pl.concat([self._store.frame(f) for f in self._goals.files])
         options = Options(**self._options)
-        found = candidates(window.merged(self._store, element[1], self._sent), goals, as_of=self._as_of, k=options.k, options=options)
+        evidence = window.merged(self._store, self._attempt, element[1], self._sent)
+        found = candidates(evidence, goals, as_of=self._as_of, k=options.k, options=options)
         for name, schema in CANDIDATES.items():
             frame = getattr(found, name)
             entry = self._store.attempt(self._attempt, "candidates", f"as_of={self._as_of}/{name}", engine.conform(frame, schema))
@@ -78,7 +79,7 @@ def _evidence(context: Context, as_of: date) -> tuple[list[Any], beam.PTransform
         return [place], beam.Map(lambda kept: (0, [kept])), 0
     work = shards.by_bucket(window.manifests(context, as_of, _careful(context)))
     rules, since = window.rules(context), context.window(as_of)[0]
-    return work, window.GatherEvidence(context.store, f"{context.attempt}/aggregate", rules, len(work), since), len(work)
+    return work, window.GatherEvidence(context.store, f"{context.attempt}/aggregate", rules, work, since), len(work)
 
 
 def plan(context: Context) -> Plan:

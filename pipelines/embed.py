@@ -79,6 +79,7 @@ def run(context: Context, report: Any) -> None:
     from pipelines.encode import Embed, encoder
 
     new = kept = 0
+    seen = _seen(context, as_of)  # before a model is loaded: one that is changed meanwhile is another next time
     with store.lease("as_of"):
         choice = choose.run(context, as_of) if c.embedding.model == models.AUTO else {}
         wanted: dict[str, list[str]] = {}
@@ -111,7 +112,7 @@ def run(context: Context, report: Any) -> None:
             )
             new += sum(r["entry"]["rows"] for r in receipts)
             kept += before.rows if before else 0
-        found = Current(c.embedding.model, _seen(context, as_of), partitions, choice)
+        found = Current(c.embedding.model, seen, partitions, choice)
         store.put(CURRENT, (json.dumps(asdict(found), indent=1) + "\n").encode())
     report.counts = {"new texts": new, "kept": kept}
     if choice:

@@ -27,7 +27,7 @@ def transforms(context: Context) -> dict[str, beam.PTransform]:
     from rewrite.turns import Rules
 
     c, store, p = context.config, context.store, context.config.privacy
-    gather = window.GatherEvidence(store, "dry", window.rules(context), BUCKETS)
+    gather = window.GatherEvidence(store, "dry", window.rules(context), [])
     rows = c.run.shard_turns
     job = ingest.Job(store, "dry", Rules(), frozenset(), c.sessions.gap, rows, BUCKETS, key_secret=context.options.user_key_secret)
     partition = "model=dry"
@@ -41,7 +41,7 @@ def transforms(context: Context) -> dict[str, beam.PTransform]:
         "embed": encode.Embed(
             store, "dry", partition, p.k, c.embedding.chunk, c.embedding.model, c.embedding.device, {}, processes=context.options.processes
         ),
-        "link": link.steps(context, "dry", DAY, have, None, BUCKETS),
+        "link": link.steps(context, "dry", DAY, have, None, []),
         "aggregate": aggregate.Aggregate(store, gather, "dry", DAY, aggregate.settings(context), as_of, BUCKETS),
         "release": release.Release(store, "dry", {}),
     }

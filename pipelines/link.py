@@ -22,7 +22,7 @@ from rewrite import neighbours as nb
 from rewrite.goal_evidence import NEIGHBOURS
 
 if TYPE_CHECKING:
-    from rewrite.evidence import Options
+    from rewrite.evidence import Evidence, Options
     from rewrite.lexicon import Rows
 
 VERSION = 8
@@ -34,17 +34,17 @@ SCHEMAS = {"goal_edges": contracts.GOAL_EDGES, "goal_changes": contracts.GOAL_CH
 class Inputs(beam.DoFn):
     """The window's evidence -> what the goal graph is made from; one element. `keep`: where the evidence stays for `aggregate`, or nowhere."""
 
-    def __init__(self, store: Store, keep: str, k: int, sent: int, burst: float, scarce: float):
-        self._store, self._keep, self._k, self._sent, self._burst, self._scarce = store, keep, k, sent, burst, scarce
+    def __init__(self, store: Store, attempt: str, keep: str, k: int, sent: int, burst: float, scarce: float):
+        self._store, self._attempt, self._keep = store, attempt, keep
+        self._k, self._sent, self._burst, self._scarce = k, sent, burst, scarce
 
     def process(self, element: tuple[int, Iterable[window.Tables]]) -> Iterable[window.Tables]:
         from rewrite.evidence import Options
 
         options = Options(k=self._k, burst=self._burst, scarce=self._scarce)
-        evidence = window.merged(self._store, element[1], self._sent)
+        evidence = window.merged(self._store, self._attempt, element[1], self._sent)
         if self._keep:
             window.keep(self._store, self._keep, evidence)
-        evidence["trials"] = evidence["trials"].clear()  # of no use here, and half of all that is held
         found = goal_inputs(evidence, options)
         yield {name: engine.to_ipc(frame) for name, frame in zip(("texts", "links", "served"), found, strict=True)}
 
@@ -112,15 +112,14 @@ def untaught(have: embed.Current | None, locales: Iterable[str]) -> list[str]:
     return [lo for lo in locales if have and not models.crosses(chosen[lo]["model"] if lo in chosen else have.model, lo)]
 
 
-def goal_inputs(evidence: dict[str, pl.DataFrame], options: Options) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def goal_inputs(evidence: Evidence, options: Options) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """`texts`, `links` and `served` of `rewrite.goals.build_goals`, from merged evidence: texts of k users, or asked again."""
     from rewrite.pool import build
 
     pool = build(evidence, shards.empty(contracts.GOALS), options, chained=False)
     texts = pool.texts.filter(~pl.col("placeholder"))
     links = (
-        pool.asks.group_by("s", "t")
-        .agg(users=pl.len().cast(pl.Int64), weight=pl.col("value").sum() / contracts.MILLION)
+        pool.pairs.with_columns(weight=pl.col("value") / contracts.MILLION)
         .join(pool.texts.select(pl.col("id").alias("s"), "locale", pl.col("utterance").alias("source")), on="s")
         .join(pool.texts.select(pl.col("id").alias("t"), pl.col("utterance").alias("target")), on="t")
         .select("locale", "source", "target", "users", "weight")
@@ -152,13 +151,13 @@ class Link(beam.PTransform):
         return inputs | "build goals" >> beam.ParDo(self._build, beam.pvalue.AsList(found))
 
 
-def steps(context: Context, attempt: str, as_of: date, have: embed.Current, last: Manifest | None, buckets: int) -> Link:
-    """The transform of one run of the job, over so many buckets of votes."""
+def steps(context: Context, attempt: str, as_of: date, have: embed.Current, last: Manifest | None, work: list[Shard]) -> Link:
+    """The transform of one run of the job, over these buckets of votes."""
     c, store = context.config, context.store
     keep = window.kept(context, as_of) if context.shares else ""
     return Link(
-        window.GatherEvidence(store, attempt, window.rules(context), buckets, tested=bool(keep)),
-        Inputs(store, keep, c.privacy.k, buckets, c.privacy.burst, c.privacy.scarce),
+        window.GatherEvidence(store, attempt, window.rules(context), work, tested=bool(keep)),
+        Inputs(store, attempt, keep, c.privacy.k, len(work), c.privacy.burst, c.privacy.scarce),
         cells.NearNeighbours(store, attempt, have, cells.Plan(NEIGHBOURS, c.run.seed, nb.EXACT, nb.PER_CELL)),
         BuildGoals(store, attempt, as_of, have, last, c.run.seed, _lexicon(context)),
     )
@@ -205,7 +204,7 @@ def run(context: Context, report: Any) -> None:
     last = predecessor(context.store, "goals", as_of)
     with context.store.lease("as_of"):
         work = shards.by_bucket(window.manifests(context, as_of))
-        transform = steps(context, attempt, as_of, have, last, len(work))
+        transform = steps(context, attempt, as_of, have, last, work)
         receipts = engine.execute(context, "link", work, transform, expect=len(SCHEMAS))
         fingerprint, partition = _fingerprint(context, as_of), f"as_of={as_of}"
         counts = next(r["counts"] for r in receipts if r["table"] == "goals") | {"models": have.choice}

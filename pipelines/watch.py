@@ -116,7 +116,7 @@ def _doubted(votes: pl.DataFrame, rules: trust.Rules, burst: float) -> dict[str,
     link = pl.col("kind") != "outcome"
     made = votes.filter(link).group_by("user_key", "locale", "source", "target").agg(first=pl.col("date").min()).join(users, on="user_key")
     believed = made.filter("known", ~pl.col("spare")).select("first", ask="user_key", s=pl.struct("locale", "source").hash())
-    hit = believed.filter(trust.synchronised(believed, burst)) if burst and believed.height else believed.clear()
+    hit = believed.filter(trust.synchronised(believed, trust.usual_days([believed]), burst))
     return {
         "accounts": users.height,
         "new": int((~users["known"]).sum()),

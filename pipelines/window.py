@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 
@@ -15,9 +16,12 @@ from pipelines.plan import Plan, Todo, digest
 from pipelines.shards import Shard
 from pipelines.store import Manifest, Store
 from rewrite import evidence, trust
+from rewrite.blocks import Blocks
 from rewrite.contracts import VOTES
 
 Tables = dict[str, bytes]  # table -> Arrow IPC buffer, or where it lies (`aside`)
+BLOCK = 8_000_000
+"""Votes of single users that are held at a time, some 2 GiB with all that is made of them: a month of 6 M turns is one block."""
 
 
 def manifests(context: Context, as_of: date, history: bool = False) -> list[Manifest]:
@@ -87,16 +91,19 @@ class Learn(beam.DoFn):
 
 
 class Reduce(beam.DoFn):
-    """Votes of whole users -> additive evidence tables without user keys, laid aside. Days before `since` are history: tests alone see them."""
+    """Votes of whole users -> additive evidence tables without user keys, laid aside; what is of single users in `blocks`. Days before
+    `since` are history: tests alone see them."""
 
-    def __init__(self, store: Store, attempt: str, rules: trust.Rules, since: date | None, tested: bool):
+    def __init__(self, store: Store, attempt: str, rules: trust.Rules, since: date | None, tested: bool, blocks: int):
         self._store, self._attempt, self._rules, self._since, self._tested = store, attempt, rules, since, tested
+        self._blocks = blocks
 
     def process(self, shard: Shard, learned: tuple[int, bytes]) -> Iterable[tuple[int, Tables]]:
         votes = shards.read(self._store, shard, VOTES.names, categories=True).drop("bucket")
         believed = trust.Trust(self._rules, learned[0], engine.frame(learned[1]))
         found = evidence.bucket_evidence(votes, believed, self._since, self._tested)
-        yield 0, dict(aside.put(self._store, self._attempt, [(name, engine.to_ipc(t)) for name, t in found.items()]))
+        blocks = {f"{name}/{n}": b for name in evidence.ASKED for n, b in enumerate(evidence.in_blocks(found.pop(name), self._blocks))}
+        yield 0, dict(aside.put(self._store, self._attempt, [(name, engine.to_ipc(t)) for name, t in (found | blocks).items()]))
 
 
 class GatherEvidence(beam.PTransform):
@@ -104,12 +111,16 @@ class GatherEvidence(beam.PTransform):
     than the 2 GiB that an engine moves in one piece.
 
     The votes are read twice: what to believe of a user is known when every bucket was sketched. Not `tested`: without `trials`.
+    work: the shards.
     """
 
-    def __init__(self, store: Store, attempt: str, rules: trust.Rules, sent: int, since: date | None = None, *, tested: bool = True):
+    def __init__(
+        self, store: Store, attempt: str, rules: trust.Rules, work: Sequence[Shard], since: date | None = None, *, tested: bool = True
+    ):
         super().__init__()
-        self._store, self._rules, self._sent = store, rules, sent
-        self._reduce = Reduce(store, attempt, rules, since, tested)
+        self._store, self._rules, self._sent = store, rules, len(work)
+        blocks = max(1, -(-sum(shard.rows for shard in work) // BLOCK))
+        self._reduce = Reduce(store, attempt, rules, since, tested, blocks)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[tuple[int, Iterable[Tables]]]:
         sketches = work | "sketch" >> beam.ParDo(Sketch(self._store)) | "gather sketches" >> beam.GroupByKey()
@@ -123,10 +134,11 @@ def kept(context: Context, as_of: date, *, history: bool = False) -> str:
     return f"_attempts/{context.attempt}/evidence/{fingerprint(context, as_of, context.config.fingerprint('privacy'), history=history)}"
 
 
-def keep(store: Store, place: str, found: dict[str, pl.DataFrame]) -> None:
+def keep(store: Store, place: str, found: evidence.Evidence) -> None:
     """Leave merged evidence at `kept`. A worker that does it again writes the same rows."""
     for name, table in found.items():
-        store.put(f"{place}/{name}", engine.to_ipc(table))
+        for n, block in enumerate(table if isinstance(table, Blocks) else [table]):
+            store.put(f"{place}/{name}/{n:04}", engine.to_ipc(block))
 
 
 def rules(context: Context) -> trust.Rules:
@@ -135,11 +147,26 @@ def rules(context: Context) -> trust.Rules:
     return trust.Rules(p.least_texts, p.few_texts, p.copies, p.links_per_day, p.links_per_window)
 
 
-def merged(store: Store, parts: Iterable[Tables | str], shards_sent: int) -> dict[str, pl.DataFrame]:
-    """What the element of GatherEvidence holds, added up, or (no shards sent) what `keep` left where its one part says. Raises
-    LakeError when the evidence of a shard did not arrive."""
+def merged(store: Store, attempt: str, parts: Iterable[Tables | str], shards_sent: int) -> evidence.Evidence:
+    """What the element of GatherEvidence holds, added up, or (no shards sent) what `keep` left where its one part says. More than one
+    block of single users lies aside. Raises LakeError when the evidence of a shard did not arrive."""
     found = list(parts)
-    if not shards_sent:
-        return {path.rpartition("/")[2]: engine.frame(store.get(path)) for path in store.list(str(found[0]))}
-    engine.accounted("shards of votes", shards_sent, len(found))
-    return evidence.merge_evidence(found, lambda place: engine.frame(aside.get(store, place)))
+
+    def read(place: bytes) -> pl.DataFrame:
+        return engine.frame(aside.get(store, place))
+
+    def write(block: pl.DataFrame) -> bytes:
+        return next(aside.put(store, attempt, [("", engine.to_ipc(block))]))[1]
+
+    def lies(blocks: int) -> Blocks:
+        return Blocks((), read, write) if blocks > 1 else Blocks()
+
+    if shards_sent:
+        engine.accounted("shards of votes", shards_sent, len(found))
+        return evidence.merge_evidence(found, read, lies(sum(key.startswith(evidence.ASKED[0]) for key in found[0])))
+    kept: evidence.Evidence = {}
+    for name, paths in itertools.groupby(store.list(str(found[0])), lambda path: path.split("/")[-2]):
+        each = list(paths)
+        frames = (engine.frame(store.get(path)) for path in each)
+        kept[name] = lies(len(each)).of(frames) if name in evidence.ASKED else next(frames)
+    return kept

@@ -11,14 +11,12 @@ are likeliest (EM), per locale, shrunk to all locales together, and those to `SH
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import polars as pl
 from scipy import special
 
 from rewrite.contracts import MILLION
-from rewrite.pool import Pool, reach
+from rewrite.pool import Pool, of_some
 
 SHIFT, SHARPEN = 1.0, 2.0
 """log odds of the probability = SHIFT + SHARPEN * log odds of the share, where a log is too short to say: towards doubt from what six
@@ -40,12 +38,14 @@ SURE = 30.0
 
 def halves(pool: Pool) -> tuple[Pool, Pool]:
     """What users asked before the last fifth of the days, and from then on; a log of fewer days is split by user."""
-    days = pool.asks["first"].unique().sort()
+    days = pool.asks.each(lambda a: a.select("first").unique())["first"].unique().sort()
     later = pl.col("first") >= days[-(len(days) // LAST)] if len(days) >= LAST else pl.col("ask").hash(0) % LAST == 0
-    before, after = pool.asks.filter(~later), pool.asks.filter(later)
-    # a source that nobody asked later teaches nothing
-    before = before.join(after.select("s").unique(), on="s", how="semi")
-    return replace(pool, asks=before, reach=reach(pool.texts, before)), replace(pool, asks=after, reach=pool.reach.clear())
+
+    def before(asks: pl.DataFrame) -> pl.DataFrame:
+        # a source that nobody asked later teaches nothing
+        return asks.filter(~later).join(asks.filter(later).select("s").unique(), on="s", how="semi")
+
+    return of_some(pool, before), of_some(pool, lambda a: a.filter(later), chained=False)
 
 
 def base(texts: pl.DataFrame) -> pl.DataFrame:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import polars as pl
 
+from rewrite.blocks import Blocks
 from rewrite.contracts import MILLION
-from rewrite.trust import synchronised
+from rewrite.trust import synchronised, usual_days
 
 if TYPE_CHECKING:
     from rewrite.evidence import Options
@@ -88,42 +89,54 @@ def trials(frame: pl.LazyFrame) -> pl.LazyFrame:
     return pl.concat(both).with_columns(pl.col("own").fill_null(0))
 
 
-def test(pairs: pl.DataFrame, found: pl.DataFrame, pool: Pool, options: Options) -> Tested:
+def test(pairs: pl.DataFrame, found: Blocks, pool: Pool, options: Options) -> Tested:
     """Test every pair on all trials. pairs: `s`, `t`, `goal` (of the pool), in any order; found: the merged `trials`, with `s` and `t`.
 
     The newest assistant version decides; what older ones earned until it came counts for `options.grace` days more.
     """
     n = pairs.height
-    rows = shown(pairs, found, pool, options)
-    if rows.is_empty():
+    sources = pairs.select("s").unique()
+    found = found.map(lambda block: block.join(sources, on="s", how="semi"))
+    usual = usual_days(block.select("s", "ask", first="date") for block in found)
+    bound = np.maximum(pool.column("served_high")[pairs["s"].to_numpy()], LEAST)
+    parts = [_gains(shown(pairs, block, usual, pool, options), bound, options) for block in found]
+    for_, against, users = (pl.concat(p) for p in zip(*parts, strict=True))
+    if for_.is_empty():
         return Tested(np.zeros(n), np.zeros(n), np.zeros(n, np.int64))
-    bound = np.maximum(pool.column("served_high")[pairs["s"].to_numpy()], LEAST)[rows["pair"].to_numpy()]
-    live = rows["rewritten"].to_numpy()
-    bound = np.minimum(np.where(live, np.maximum(bound, options.served), bound), 1 - 1e-6)
-    win, loss = rows["win"].to_numpy() / MILLION, rows["loss"].to_numpy() / MILLION
-    better = win * (1 - bound) - loss * bound
-    versions = rows.group_by("version").agg(pl.col("date").min()).sort("date", "version")
-    age = rows["version"].replace_strict(versions["version"], pl.Series(range(versions.height), dtype=pl.Int64)).to_numpy()
-    day = rows["date"].to_physical().to_numpy()
-    item = rows["pair"].to_numpy() + n * live
-    for_, before = wealth(day, item, age, better / bound, 2 * n)
-    against, _ = wealth(day[live], item[live], age[live], (-better / (1 - bound))[live], 2 * n, restart=True)
-    young = day.max() - versions["date"].to_physical()[-1] < options.grace
-    log_e = np.maximum(for_, before) if young else for_
-    treated = np.bincount(item[live] - n, minlength=n) > 0
+    versions = for_.group_by("version").agg(pl.col("day").min()).sort("day", "version")
+    age = pl.col("version").replace_strict(versions["version"], pl.Series(range(versions.height), dtype=pl.Int64))
+    log_e, before = wealth(for_.with_columns(age), 2 * n)
+    failed, _ = wealth(against.with_columns(age), n, restart=True)
+    if for_["day"].to_numpy().max() - versions["day"][-1] < options.grace:
+        log_e = np.maximum(log_e, before)
+    treated = np.bincount(against["item"].to_numpy(), minlength=n) > 0
     log_e = np.where(treated, np.logaddexp(log_e[:n], log_e[n:]) - np.log(2), log_e[:n])  # a mean of e-values is one
-    return Tested(log_e, np.maximum(against[n:], 0), np.bincount(rows["pair"].to_numpy(), minlength=n))
+    return Tested(log_e, np.maximum(failed, 0), np.bincount(users["pair"].to_numpy(), users["users"].to_numpy(), n).astype(np.int64))
 
 
 test.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's
 
 
-def shown(pairs: pl.DataFrame, found: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
-    """One row per (pair, user, version) whose want showed: `pair, version, date, rewritten, win, loss` (millionths), sorted."""
+def _gains(rows: pl.DataFrame, bound: np.ndarray, options: Options) -> list[pl.DataFrame]:
+    """Of some sources' users (`shown`), by pair: `grown` for the pair (item: the pair left alone, or number of pairs + pair live),
+    against those live (item: the pair), and `pair, users`. bound: of each pair, the largest share that the null allows."""
+    pair, live = rows["pair"].to_numpy(), rows["rewritten"].to_numpy()
+    null = np.minimum(np.where(live, np.maximum(bound[pair], options.served), bound[pair]), 1 - 1e-6)
+    win, loss = rows["win"].to_numpy() / MILLION, rows["loss"].to_numpy() / MILLION
+    better = win * (1 - null) - loss * null
+    at = rows.select("version", day=pl.col("date").to_physical(), item=pl.Series(pair + len(bound) * live, dtype=pl.Int64))
+    at_live = at.filter(live).with_columns(pl.col("item") - len(bound))
+    users = rows.group_by("pair").agg(users=pl.len())
+    return [grown(at, better / null), grown(at_live, (-better / (1 - null))[live]), users]
+
+
+def shown(pairs: pl.DataFrame, found: pl.DataFrame, usual: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:
+    """One row per (pair, user, version) whose want showed: `pair, version, date, rewritten, win, loss` (millionths), sorted.
+
+    found: trials of some of the pairs' sources; usual: of `trust.usual_days`."""
     ids = pool.texts.select("id", "goal", pl.col("intent", "slots").cast(pl.Categorical))
-    rows = found.join(pairs.select("s").unique(), on="s", how="semi")
-    burst = synchronised(rows.select("s", "ask", first="date"), options.burst)
-    rows = rows.filter(~burst | pl.col("rewritten"))
+    burst = synchronised(found.select("s", "ask", first="date"), usual, options.burst)
+    rows = found.filter(~burst | pl.col("rewritten"))
     rows = rows.rename({"t": "t2"}).join(ids.select(t2="id", g2="goal"), on="t2", how="left")
     each = pairs.select("s", "t", "goal").with_row_index("pair").with_columns(pl.col("pair").cast(pl.Int64))
     each = each.join(ids.select("intent", "slots", t="id"), on="t")
@@ -156,23 +169,33 @@ def _shown(rows: pl.DataFrame, each: pl.DataFrame) -> pl.DataFrame:
     return user.filter(pl.max_horizontal("win", "loss") > SHOWN * MILLION)
 
 
-def wealth(
-    day: np.ndarray, item: np.ndarray, version: np.ndarray, gain: np.ndarray, items: int, *, restart: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def grown(users: pl.DataFrame, gain: np.ndarray) -> pl.DataFrame:
+    """What a day's users make of each of `BETS`: sums of log(1 + bet * gain) as `growth`, one row per `day, item, version`.
+
+    users: these three; gain (>= -1, of mean <= 0 under the null): parallel to them."""
+    key = ["day", "item", "version"]
+    rows = users.select(key).unique(maintain_order=True).with_row_index("row")
+    at = users.join(rows, on=key, how="left", maintain_order="left")["row"].to_numpy()
+    total = np.zeros((rows.height, len(BETS)))
+    np.add.at(total, at, np.log1p(BETS * gain[:, None]))  # in the order of the rows, which a sum of floats depends on
+    return rows.select(*key, growth=pl.Series(total, dtype=pl.Array(pl.Float64, len(BETS))))
+
+
+def wealth(gains: pl.DataFrame, items: int, *, restart: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Log wealth of each item's bettor under the newest version, and under the one before on the day that the newest came.
 
-    day, item, version (int, 0 is the oldest), gain (>= -1, of mean <= 0 under the null): parallel arrays, one per user.
-    A new version starts at 0 (e = 1), with its bets taken from the old one. restart: wealth is never below 1, which makes
-    it a detector of change (an e-detector, Shin, Ramdas & Rinaldo 2023): it passes 1/a on average once in 1/a days or later.
+    gains: of `grown`; day, item (below `items`) and version (0 is the oldest) whole numbers. A new version starts at 0 (e = 1), with
+    its bets taken from the old one. restart: wealth is never below 1, which makes it a detector of change (an e-detector, Shin,
+    Ramdas & Rinaldo 2023): it passes 1/a on average once in 1/a days or later.
     """
-    *_, last = nights(day, item, version, gain, items, restart=restart)
+    *_, last = nights(gains, items, restart=restart)
     return last
 
 
-def nights(
-    day: np.ndarray, item: np.ndarray, version: np.ndarray, gain: np.ndarray, items: int, *, restart: bool = False
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def nights(gains: pl.DataFrame, items: int, *, restart: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`wealth` as of every day that has a user, one after the other, and before the first."""
+    gains = gains.sort("day")
+    day, item, version, growth = (gains[c].to_numpy() for c in ("day", "item", "version", "growth"))
     versions = int(version.max()) + 1 if len(version) else 1
     log = np.zeros((versions, items))
     before = np.zeros(items)
@@ -188,17 +211,13 @@ def nights(
             came[new] = True
             if new:
                 bets[new], before = bets[new - 1], log[new - 1].copy()
-        now = day == today
-        v, i, g = version[now], item[now], gain[now]
-        growth = np.zeros((versions, items, len(BETS)))
-        np.add.at(growth, (v, i), np.log1p(BETS * g[:, None]))
-        at = np.unique(v * items + i)
-        v, i = at // items, at % items
+        now = slice(*np.searchsorted(day, [today, today + 1]))
+        v, i, grew = version[now], item[now], growth[now]
         spread = (1 - SHARE) * bets[v, i] + SHARE * pooled
         fresh = ~seen[v, i] & (v == 0)  # nothing of its own yet: it bets as all pairs do
         spread[fresh] = pooled
-        most = growth[v, i].max(axis=1, keepdims=True)
-        worth = spread * np.exp(growth[v, i] - most)
+        most = grew.max(axis=1, keepdims=True)
+        worth = spread * np.exp(grew - most)
         total = worth.sum(axis=1)
         if restart:
             log[v, i] = np.maximum(log[v, i], 0)

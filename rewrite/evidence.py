@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from rewrite.blocks import Blocks
 from rewrite.careful import ask_id, trials
 from rewrite.contracts import MILLION, VOTES
 from rewrite.success import vote_bin
@@ -47,9 +48,10 @@ _TABLES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "trials": (("locale", "source", "version", "date", "rewritten", "ask", "target", "intent", "slots"), ("p", "own")),
 }
 _DATED: Final = {"texts", "asks"}
-_ASKED: Final = ("asks", "trials")
-"""Rows of single users, so of one part each: merging adds nothing up, and names their texts by row of the merged `texts`. Of a long
-log they are nearly all there is."""
+ASKED: Final = ("asks", "trials")
+"""Rows of single users, so of one part each: merging adds nothing up, and names their texts by row of the merged `texts`."""
+Evidence = dict[str, Any]
+"""Merged: a DataFrame per table, `Blocks` of `ASKED` ones."""
 
 
 def believed_votes(votes: pl.DataFrame, trust: Trust | None = None) -> pl.LazyFrame:
@@ -165,7 +167,7 @@ def bucket_evidence(
     }
     done = pl.collect_all([_typed(name, t) for name, t in tables.items()])
     named = zip(tables, map(as_strings, done), strict=True)
-    return {name: t if name in _ASKED else t.sort(_TABLES[name][0], nulls_last=True) for name, t in named}  # those are sorted when merged
+    return {name: t if name in ASKED else t.sort(_TABLES[name][0], nulls_last=True) for name, t in named}  # those are sorted when merged
 
 
 def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> pl.DataFrame:
@@ -174,16 +176,29 @@ def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> p
     return pl.concat(tables)
 
 
-def merge_evidence(parts: Iterable[Any], read: Callable[[Any], pl.DataFrame] = lambda table: table) -> dict[str, pl.DataFrame]:
+def in_blocks(table: pl.DataFrame, count: int) -> list[pl.DataFrame]:
+    """A table of `ASKED` cut by source, for every bucket in the same way. Blocks of one number are merged, and held, together."""
+    if count == 1:
+        return [table]
+    block = pl.struct(pl.col("locale", "source").cast(pl.String)).hash() % count
+    parts = table.with_columns(block=block).partition_by("block", include_key=False, as_dict=True)
+    return [parts.get((n,), table.clear()) for n in range(count)]
+
+
+def merge_evidence(parts: Iterable[Any], read: Callable[[Any], pl.DataFrame] = lambda table: table, into: Blocks | None = None) -> Evidence:
     """Add the evidence of buckets up, whatever their order. An empty iterable gives empty tables.
 
-    parts: tables of `bucket_evidence` by name, or what `read` makes a table of; so few tables of all parts are held at a time.
-    In `asks` and `trials` the texts become `s` and `t`, Int64 row numbers of `texts` (null: nobody said it in the window), and other
-    strings Categorical.
+    parts: tables of `bucket_evidence` by name, `ASKED` ones maybe `in_blocks` (`asks/0`, `asks/1`); or what `read` makes a table of, so
+    few tables of all parts are held at a time. into: where blocks are to lie; None: in memory. In `asks` and `trials` the texts become
+    `s` and `t`, Int64 row numbers of `texts` (null: nobody said it in the window), and other strings Categorical.
     """
     parts = list(parts) or [bucket_evidence(empty_votes())]
-    found = {name: _added(name, [read(p[name]) for p in parts]) for name in _TABLES if name not in _ASKED}
-    return found | {name: _numbered((read(p[name]) for p in parts), found["texts"]) for name in _ASKED}
+    found: Evidence = {name: _added(name, [read(p[name]) for p in parts]) for name in _TABLES if name not in ASKED}
+    ids = as_categories(found["texts"].select("locale", "utterance")).with_row_index("id").with_columns(pl.col("id").cast(pl.Int64))
+    for name in ASKED:
+        blocks = [key for key in parts[0] if key.partition("/")[0] == name]
+        found[name] = (into or Blocks()).of(_numbered((read(p[key]) for p in parts), ids) for key in blocks)
+    return found
 
 
 def _added(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:
@@ -197,9 +212,8 @@ def _added(name: str, parts: list[pl.DataFrame]) -> pl.DataFrame:
     return as_strings(as_enums(pl.concat(parts)).group_by(key).agg(folds).sort(key, nulls_last=True))
 
 
-def _numbered(parts: Iterable[pl.DataFrame], texts: pl.DataFrame) -> pl.DataFrame:
-    """`_ASKED` rows of all parts, sorted: nothing depends on the order of several trials of one user and text."""
-    ids = as_categories(texts.select("locale", "utterance")).with_row_index("id").with_columns(pl.col("id").cast(pl.Int64))
+def _numbered(parts: Iterable[pl.DataFrame], ids: pl.DataFrame) -> pl.DataFrame:
+    """`ASKED` rows of all parts, sorted: nothing depends on the order of several trials of one user and text."""
     rows = pl.concat(
         [
             p.join(ids.rename({"id": "s", "utterance": "source"}), on=["locale", "source"])
@@ -252,9 +266,7 @@ class Candidates:
     pairs: pl.DataFrame
 
 
-def candidates(
-    evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, *, as_of: dt.date, k: int = 3, options: Options | None = None
-) -> Candidates:
+def candidates(evidence: Evidence, goals: pl.DataFrame, *, as_of: dt.date, k: int = 3, options: Options | None = None) -> Candidates:
     """All candidates of the merged evidence, proposed or rejected with a reason.
 
     evidence: from `merge_evidence`; goals: contracts.GOALS rows, may be empty; as_of: kept in no row, it is checked against

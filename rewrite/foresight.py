@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from rewrite import calibration
+from rewrite.blocks import Blocks
 from rewrite.contracts import MILLION
 from rewrite.pool import FAILS, Pool
 from rewrite.reliability import BINS, MIN_CASES, Diagram
@@ -35,7 +36,7 @@ CASES: dict[str, Any] = {
 """`users`: how many later users were served, or had the rewrite tried on them; `evidence`: theirs, a log likelihood ratio."""
 
 
-def cases(rewrites: pl.DataFrame, before: pl.DataFrame, later: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+def cases(rewrites: pl.DataFrame, before: Blocks, later: pl.DataFrame, pool: Pool) -> pl.DataFrame:
     """One row per case (`CASES`), sorted. rewrites: of `rewrites.mine` on `pool`, made from earlier users or days; before,
     later: merged `careful.trials` of them and of what came after."""
     ids = pool.texts.select("locale", "utterance", "id", "goal", "means")
@@ -48,7 +49,7 @@ def cases(rewrites: pl.DataFrame, before: pl.DataFrame, later: pl.DataFrame, poo
     pairs = pairs.sort("s", "proposed", "probability", "target", descending=[False, True, True, False]).unique(
         "s", keep="first", maintain_order=True
     )
-    new = later.join(before.select("ask").unique(), on="ask", how="anti")
+    new = later.join(before.each(lambda b: b.select("ask").unique()), on="ask", how="anti")
     new = new.join(pairs.select("locale", "source", "s", wanted="target"), on=["locale", "source"])
     alone = calibration.evidence(pairs.select("s", "goal"), _went(new.filter(~pl.col("rewritten")), pool), calibration.base(pool.texts))
     own = (pl.col("own") / MILLION).clip(DOUBT, 1 - DOUBT)

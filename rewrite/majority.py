@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import polars as pl
 
 from rewrite.contracts import MILLION
-from rewrite.pool import Pool, reach
+from rewrite.pool import Pool, of_some
 
 FEWEST = 20
 """Texts on which the two disagree, from which a locale can be judged: fewer tell nothing at two standard errors."""
@@ -19,7 +18,7 @@ SURE = 2.0
 def votes(pool: Pool) -> pl.DataFrame:
     """The vote of users: each votes for what the assistant understood, those who asked again for what it understood then."""
     own = pool.meanings.group_by("id", "intent").agg(n=pl.col("served").sum())
-    again = _ends(pool).group_by("id", "intent").agg(n=pl.col("v").sum())
+    again = _ends(pool).select("id", "intent", n="v")
     votes = pl.concat([own, again]).group_by("id", "intent").agg(pl.col("n").sum())
     return (
         votes.sort("id", "n", "intent", descending=[False, True, False])
@@ -30,16 +29,20 @@ def votes(pool: Pool) -> pl.DataFrame:
 
 
 def _ends(pool: Pool) -> pl.DataFrame:
-    """`id, ask, intent, v`: what each user who asked again ended on, and how surely (millionths)."""
+    """`id, intent, v`: what the users who asked again ended on, each on one, and how surely (millionths)."""
     served = (pl.col("served") * MILLION).round().cast(pl.Int64)
     meaning = pool.texts.filter(pl.col("intent").is_not_null()).select("intent", t="id", th=served)
-    return (
-        pool.asks.join(meaning, on="t")
-        .with_columns(v=pl.col("value") * pl.col("th") // MILLION)
-        .sort("s", "ask", "v", "t", descending=[False, False, True, False])
-        .unique(["s", "ask"], keep="first", maintain_order=True)
-        .select("ask", "intent", "v", id="s")
-    )
+
+    def ends(asks: pl.DataFrame) -> pl.DataFrame:
+        each = (
+            asks.join(meaning, on="t")
+            .with_columns(v=pl.col("value") * pl.col("th") // MILLION)
+            .sort("s", "ask", "v", "t", descending=[False, False, True, False])
+            .unique(["s", "ask"], keep="first", maintain_order=True)
+        )
+        return each.group_by("intent", id="s").agg(pl.col("v").sum())
+
+    return pool.asks.each(ends)
 
 
 def contest(pool: Pool, label: Callable[[Pool], pl.DataFrame], k: int) -> pl.DataFrame:
@@ -50,8 +53,7 @@ def contest(pool: Pool, label: Callable[[Pool], pl.DataFrame], k: int) -> pl.Dat
     `error` its standard error.
     """
     half = pl.col("ask").hash(0) % 2 == 0
-    asks = pool.asks.filter(half)
-    seen, unseen = replace(pool, asks=asks, reach=reach(pool.texts, asks)), replace(pool, asks=pool.asks.filter(~half))
+    seen, unseen = of_some(pool, lambda a: a.filter(half)), of_some(pool, lambda a: a.filter(~half), chained=False)
     both = label(seen).join(votes(seen), on="id").join(pool.texts.filter(pl.col("users") >= k).select("id", "locale"), on="id")
     both = both.filter(pl.col("intent") != pl.col("majority_intent")).select("id", "locale", "majority_intent", ours="intent")
     ends = _ends(unseen).join(both, on="id")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +13,13 @@ import polars as pl
 from scipy import sparse
 
 from rewrite import chain, success
+from rewrite.blocks import Blocks
 from rewrite.contracts import MILLION
 from rewrite.text import PLACEHOLDER
-from rewrite.trust import believed, shared, shared_once, synchronised
+from rewrite.trust import believed, shared, shared_once, synchronised, usual_days
 
 if TYPE_CHECKING:
-    from rewrite.evidence import Options
+    from rewrite.evidence import Evidence, Options
 
 LEAK = 0.02
 """Nobody asks for ever: at least this share of the visits to a text is absorbed there. Keeps the chain solvable."""
@@ -40,7 +42,8 @@ class Pool:
     meaning_users, numbers, placeholder`; served = pooled P(served | left alone), works = P(it serves half of
     them or more), served_high = its upper bound, goal = dense goal number, means = dense number of (locale, intent, slots), null without an intent.
     meanings: id, intent, slots, users, served (millionths), assistant_version; most served first within a text.
-    asks: s, t, ask, value (millionths), step, events; of turns that were left alone.
+    asks: s, t, ask, value (millionths), step, events, first, last; of turns that were left alone.
+    pairs: s, t, users, value (sums of `asks`), pair_users (who went on from s to t, more likely than not).
     reach: s, t, score; of the absorbing chain, t other than s and likely served.
     trials: of `careful.trials`, merged: s, t in place of texts.
     treated: locale, source, target (strings), users, success, low, better; causes: id, cause, cause_probability.
@@ -48,17 +51,18 @@ class Pool:
 
     texts: pl.DataFrame
     meanings: pl.DataFrame
-    asks: pl.DataFrame
+    asks: Blocks
+    pairs: pl.DataFrame
     reach: pl.DataFrame
     treated: pl.DataFrame
     causes: pl.DataFrame
-    trials: pl.DataFrame
+    trials: Blocks
 
     def column(self, name: str) -> np.ndarray:
         return self.texts[name].to_numpy()
 
 
-def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Options, *, chained: bool = True) -> Pool:
+def build(evidence: Evidence, goals: pl.DataFrame, options: Options, *, chained: bool = True) -> Pool:
     """Join merged evidence and goals into a `Pool`. Works without intents, slots, goals, causes or treatments.
 
     Not `chained`: `reach` is empty; solving the chain is the dearest part of a long log's pool.
@@ -105,8 +109,9 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
     texts = texts.with_columns(means=pl.when(pl.col("intent").is_not_null()).then(meaning.rank("dense").cast(pl.Int64)))
     texts = _with_goals(texts, goals)
 
-    asks = shared_once(evidence["asks"].filter(pl.col("s") != pl.col("t")))
-    asks = asks.filter(~synchronised(asks, options.burst))
+    asks = evidence["asks"].map(lambda a: shared_once(a.filter(pl.col("s") != pl.col("t"))))
+    usual = usual_days(asks)
+    asks = asks.map(lambda a: a.filter(~synchronised(a, usual, options.burst)))
     causes = (
         evidence["causes"]
         .join(ids, on=at)
@@ -120,6 +125,7 @@ def build(evidence: dict[str, pl.DataFrame], goals: pl.DataFrame, options: Optio
         texts,
         meanings,
         asks,
+        _pairs(asks),
         reach(texts, chain_of),
         _treated(evidence["treated"], texts, locales, pooled.curves),
         causes,
@@ -155,10 +161,24 @@ def _with_goals(texts: pl.DataFrame, goals: pl.DataFrame) -> pl.DataFrame:
     return texts.with_columns(goal=name.rank("dense").cast(pl.Int64) - 1, membership=pl.col("membership").fill_null(1.0))
 
 
-def reach(texts: pl.DataFrame, asks: pl.DataFrame) -> pl.DataFrame:
+def of_some(pool: Pool, keep: Callable[[pl.DataFrame], pl.DataFrame], *, chained: bool = True) -> Pool:
+    """The pool as if it had been asked no more than what `keep` leaves of `asks`; not `chained`: without `reach`."""
+    asks = pool.asks.map(keep)
+    return replace(pool, asks=asks, pairs=_pairs(asks), reach=reach(pool.texts, asks) if chained else pool.reach.clear())
+
+
+def _pairs(asks: Blocks) -> pl.DataFrame:
+    went = (pl.col("step") & (pl.col("value") >= MILLION // 2)).sum().cast(pl.Int64)
+    sums = {"users": pl.len().cast(pl.Int64), "value": pl.col("value").sum(), "pair_users": went}
+    return asks.each(lambda a: a.group_by("s", "t").agg(**sums))
+
+
+def reach(texts: pl.DataFrame, asks: Blocks) -> pl.DataFrame:
     """Chain scores: one vote per user and transition; who does not go on is served (h) or gives up (1 - h)."""
-    step = asks.filter("step", pl.col("value") >= STEP).with_columns(total=pl.col("value").sum().over("s", "ask"))
-    step = step.group_by("s", "t").agg(moved=(pl.col("value") * MILLION // pl.max_horizontal("total", MILLION)).sum()).sort("s", "t")
+    moved = (pl.col("value") * MILLION // pl.max_horizontal(pl.col("value").sum().over("s", "ask"), MILLION)).alias("moved")
+    step = asks.each(
+        lambda a: a.filter("step", pl.col("value") >= STEP).with_columns(moved).group_by("s", "t").agg(pl.col("moved").sum())
+    ).sort("s", "t")
     if step.is_empty():
         return pl.DataFrame(schema={"s": pl.Int64, "t": pl.Int64, "score": pl.Float64})
     states = np.unique(np.concatenate([step["s"].to_numpy(), step["t"].to_numpy()]))
@@ -173,12 +193,12 @@ def reach(texts: pl.DataFrame, asks: pl.DataFrame) -> pl.DataFrame:
 
 
 def in_vain(pool: Pool) -> pl.DataFrame:
-    """The rows of `pool.asks` that changed nothing: from a text that fails to one that the assistant understands in the same way.
+    """The rows of `pool.pairs` that changed nothing: from a text that fails to one that the assistant understands in the same way.
 
     It will do again what failed already. Who stops there gave up, however much it looks like being served; so it is evidence neither
     for a goal nor for the target.
     """
-    return pool.asks.join(unchanged(pool.asks.select("s", "t").unique(), pool), on=["s", "t"], how="semi")
+    return unchanged(pool.pairs, pool)
 
 
 def unchanged(pairs: pl.DataFrame, pool: Pool) -> pl.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from rewrite import careful, meaning, wants
-from rewrite.contracts import CANDIDATE_REWRITES, MILLION
+from rewrite.contracts import CANDIDATE_REWRITES
 from rewrite.pool import Pool
 from rewrite.targets import with_targets
 
@@ -193,7 +193,7 @@ def _table(rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         "locale", s="id", source="utterance", source_text="text", untouched_users="untouched", s_first="first", s_last="last"
     )
     target = texts.select(t="id", target="utterance", target_text="text", goal_id="goal_id")
-    pair = pool.asks.group_by("s", "t").agg(pair_users=(pl.col("step") & (pl.col("value") >= MILLION // 2)).sum())
+    pair = pool.pairs.select("s", "t", "pair_users")
     score = pool.reach.select("s", "t", chain="score")
     rows = (
         rows.join(source, on="s")

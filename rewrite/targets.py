@@ -47,7 +47,7 @@ def with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFra
         .select("goal", t="id", worth="worth", t_text="utterance", t_numbers="numbers", t_values="values", t_known="known", t_means="means")
     )
     source = texts.select(s="id", s_text="utterance", s_numbers="numbers", s_values="values", s_means="means")
-    linked = pool.asks.group_by("s", "t").agg(pair_users=pl.len().cast(pl.Int64), pair_value=pl.col("value").sum())
+    linked = pool.pairs.select("s", "t", pair_users="users")
     pairs = (
         into.select("s", "goal")
         .join(shelf, on="goal")
@@ -82,9 +82,7 @@ def with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFra
     )
     # no text of the goal is a target: name the one that users went to, to say so
     by_votes = (
-        pool.asks.group_by("s", "t")
-        .agg(pl.col("value").sum())
-        .join(pool.texts.select(t="id", goal="goal"), on="t")
+        pool.pairs.join(pool.texts.select(t="id", goal="goal"), on="t")
         .sort("s", "goal", "value", "t", descending=[False, False, True, False])
         .unique(["s", "goal"], keep="first", maintain_order=True)
         .select("s", "goal", went="t")

@@ -152,16 +152,26 @@ def shared() -> pl.Expr:
     return pl.when(pl.col("known") > 0).then("users").otherwise(pl.lit(0, pl.Int64))
 
 
-def synchronised(asks: pl.DataFrame, chance: float) -> pl.Series:
-    """Boolean per row of `asks` (s, ask, first): its source's users came together on one day, against chance.
+def usual_days(asks: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """`day`, `share` of all users of all sources that come on it. asks: s, ask, first; blocks of whole sources."""
+    days = pl.concat([_came(a).group_by("day").agg(users=pl.len().cast(pl.Int64)) for a in asks])
+    return days.group_by("day").agg(pl.col("users").sum()).select("day", share=pl.col("users") / pl.col("users").sum())
 
-    A source with n users has as many on a day as the day has links of the whole log, give or take: the binomial tail of the
-    day's count below `chance` is no coincidence, and the whole day is left out for that source. A log of one day has no bursts.
+
+def synchronised(asks: pl.DataFrame, usual: pl.DataFrame, chance: float) -> pl.Series:
+    """Boolean per row of `asks` (s, ask, first; of whole sources): its source's users came together on one day, against chance.
+
+    A source with n users has as many on a day as is usual (`usual_days`), give or take: the binomial tail of the day's count
+    below `chance` is no coincidence, and the whole day is left out for that source. A log of one day has no bursts.
     """
-    each = asks.group_by("s", "ask").agg(day=pl.col("first").min())
-    share = each.group_by("day").agg(share=pl.len() / each.height)
-    days = each.group_by("s", "day").agg(m=pl.len()).with_columns(n=pl.col("m").sum().over("s")).join(share, on="day")
+    each = _came(asks)
+    days = each.group_by("s", "day").agg(m=pl.len()).with_columns(n=pl.col("m").sum().over("s")).join(usual, on="day")
     m, n, p = (days[c].to_numpy().astype(np.float64) for c in ("m", "n", "share"))
     days = days.filter(pl.Series(special.betainc(m, n - m + 1, p) < chance, dtype=pl.Boolean)).select("s", "day", burst=pl.lit(True))
     flagged = each.join(days, on=["s", "day"], how="left").select("s", "ask", pl.col("burst").fill_null(False))
     return asks.join(flagged, on=["s", "ask"], how="left", maintain_order="left")["burst"]
+
+
+def _came(asks: pl.DataFrame) -> pl.DataFrame:
+    """The first day of every user of a source."""
+    return asks.group_by("s", "ask").agg(day=pl.col("first").min())

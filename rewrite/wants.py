@@ -41,10 +41,36 @@ LEARN_FROM = 0.8
 def goals_of_sources(pool: Pool, least: float = LEAST_VOTE) -> pl.DataFrame:
     """One row per (s, goal): evidence of users (x), of the chain (xc), and of all that they asked after s (n)."""
     text = pool.texts.select(t="id", goal="goal", h=(pl.col("served") * MILLION).round().cast(pl.Int64))
-    vain = in_vain(pool).lazy().select("s", "ask", "t", vain=pl.lit(True))
-    asks = pool.asks.lazy().join(text.lazy(), on="t").join(vain, on=["s", "ask", "t"], how="left")
-    asks = asks.with_columns(v=pl.when("vain").then(0).otherwise(pl.col("value") * pl.col("h") // MILLION))
-    each = asks.group_by("s", "ask", "goal").agg(
+    vain = in_vain(pool).select("s", "t", vain=pl.lit(True))
+    votes, whole = map(pl.concat, zip(*(_voted(block, text, vain) for block in pool.asks), strict=True))
+    reach = pool.reach.join(unchanged(pool.reach.select("s", "t"), pool), on=["s", "t"], how="anti")
+    chain = reach.lazy().join(text.lazy(), on="t").with_columns(b=(pl.col("score") * MILLION).round().cast(pl.Int64))
+    reached = chain.group_by("s", "goal").agg(pl.col("b").sum())
+    total = chain.group_by("s").agg(b_all=pl.col("b").sum())
+    users = pool.texts.lazy().select(s="id", visits="users")
+    share = pl.col("b") / pl.col("b_all").clip(1)
+    served = pl.max_horizontal("ns", pl.min_horizontal("na", pl.col("b_all") * pl.col("visits"))) / MILLION
+    return (
+        votes.lazy()
+        .join(reached, on=["s", "goal"], how="full", coalesce=True)
+        .join(whole.lazy(), on="s", how="left")
+        .join(total, on="s", how="left")
+        .join(users, on="s", how="left")
+        .with_columns(pl.col("x", "goal_users", "repeaters", "votes", "ns", "na", "b", "b_all").fill_null(0))
+        .with_columns(n=served, x=pl.col("x") / MILLION)
+        .with_columns(xc=pl.col("n") * share)
+        .with_columns(support=pl.max_horizontal("x", "xc"))
+        .filter(pl.col("support") >= least)
+        .sort("s", "goal")
+        .collect()
+    )
+
+
+def _voted(asks: pl.DataFrame, text: pl.DataFrame, vain: pl.DataFrame) -> list[pl.DataFrame]:
+    """Of some sources: what their users went on to by goal, each user once, and in all (`ns` of it served, `na`; millionths)."""
+    went = asks.lazy().join(text.lazy(), on="t").join(vain.lazy(), on=["s", "t"], how="left")
+    went = went.with_columns(v=pl.when("vain").then(0).otherwise(pl.col("value") * pl.col("h") // MILLION))
+    each = went.group_by("s", "ask", "goal").agg(
         pl.col("v", "value", "events").max(), pl.col("first").min(), pl.col("last").max(), links=pl.len()
     )
     sure = pl.col("value") >= CERTAIN * MILLION
@@ -56,27 +82,8 @@ def goals_of_sources(pool: Pool, least: float = LEAST_VOTE) -> pl.DataFrame:
         first=pl.col("first").min(),
         last=pl.col("last").max(),
     )
-    whole = asks.group_by("s", "ask").agg(pl.col("v", "value").max()).group_by("s").agg(ns=pl.col("v").sum(), na=pl.col("value").sum())
-    reach = pool.reach.join(unchanged(pool.reach.select("s", "t"), pool), on=["s", "t"], how="anti")
-    chain = reach.lazy().join(text.lazy(), on="t").with_columns(b=(pl.col("score") * MILLION).round().cast(pl.Int64))
-    reached = chain.group_by("s", "goal").agg(pl.col("b").sum())
-    total = chain.group_by("s").agg(b_all=pl.col("b").sum())
-    users = pool.texts.lazy().select(s="id", visits="users")
-    share = pl.col("b") / pl.col("b_all").clip(1)
-    served = pl.max_horizontal("ns", pl.min_horizontal("na", pl.col("b_all") * pl.col("visits"))) / MILLION
-    return (
-        votes.join(reached, on=["s", "goal"], how="full", coalesce=True)
-        .join(whole, on="s", how="left")
-        .join(total, on="s", how="left")
-        .join(users, on="s", how="left")
-        .with_columns(pl.col("x", "goal_users", "repeaters", "votes", "ns", "na", "b", "b_all").fill_null(0))
-        .with_columns(n=served, x=pl.col("x") / MILLION)
-        .with_columns(xc=pl.col("n") * share)
-        .with_columns(support=pl.max_horizontal("x", "xc"))
-        .filter(pl.col("support") >= least)
-        .sort("s", "goal")
-        .collect()
-    )
+    whole = went.group_by("s", "ask").agg(pl.col("v", "value").max()).group_by("s").agg(ns=pl.col("v").sum(), na=pl.col("value").sum())
+    return pl.collect_all([votes, whole])
 
 
 def weighed(into: pl.DataFrame, pool: Pool) -> pl.DataFrame:

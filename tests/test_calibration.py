@@ -72,10 +72,10 @@ def test_later_days_are_told_from_earlier_ones_and_a_day_is_split_by_user() -> N
         votes = log.votes().with_columns(date=pl.lit(DAY) + pl.duration(days=pl.int_range(pl.len()) % days))
         return pool.build(merge_evidence([bucket_evidence(votes)]), NO_GOALS, Options())
 
-    before, after = calibration.halves(known(10))
-    assert before.asks["first"].max() < after.asks["first"].min() == DAY + dt.timedelta(8)
-    before, after = calibration.halves(known(1))
-    assert 0 < after.asks.height < before.asks.height and not set(before.asks["ask"]) & set(after.asks["ask"])
+    (before,), (after,) = (half.asks for half in calibration.halves(known(10)))
+    assert before["first"].max() < after["first"].min() == DAY + dt.timedelta(8)
+    (before,), (after,) = (half.asks for half in calibration.halves(known(1)))
+    assert 0 < after.height < before.height and not set(before["ask"]) & set(after["ask"])
 
 
 def again(log: Log, users: int, source: str, target: str, **means: str) -> Log:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from running import contents, difference
 
+from pipelines import window
 from pipelines.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
@@ -63,7 +64,9 @@ def test_shards_files_workers_and_row_order_change_nothing(whole, tmp_path_facto
     (folder / "log").mkdir()
     for i in range(files):
         shuffled.filter(pl.Series(where == i)).write_parquet(folder / "log" / f"{i}.parquet", row_group_size=rows)
-    mine(folder / "log", folder / "lake", f"{CONFIG}[run]\nshard_turns = {rows}\n", f"--workers={workers}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(window, "BLOCK", max(1, log.height // min(shards, 8)))
+        mine(folder / "log", folder / "lake", f"{CONFIG}[run]\nshard_turns = {rows}\n", f"--workers={workers}")
     for name in DAILY:
         assert tables(folder / "lake", name, ONE) == tables(lake, name, ONE), name
     assert not difference(as_of_and_released(folder / "lake"), as_of_and_released(lake))

@@ -116,10 +116,14 @@ def test_who_comes_together_is_left_out() -> None:
     spread = [(s, 100 * s + n, day + dt.timedelta(n % 14)) for s in range(10) for n in range(14)]
     ring = [(99, 9_900 + n, day) for n in range(9)]
     asks = pl.DataFrame([*spread, *ring], schema={"s": pl.Int64, "ask": pl.Int64, "first": pl.Date}, orient="row")
-    mask = trust.synchronised(asks, 1e-5)
+    halves = [asks.filter(pl.col("s") % 2 == n) for n in (0, 1)]
+    usual = trust.usual_days(halves).sort("day")
+    assert usual.equals(trust.usual_days([asks]).sort("day")) and usual["share"].sum() == pytest.approx(1)
+    mask = trust.synchronised(asks, usual, 1e-5)
     assert asks.filter(mask)["s"].unique().to_list() == [99] and mask.sum() == 9
-    assert not trust.synchronised(asks.with_columns(first=pl.lit(day)), 1e-5).any(), "a log of one day has no bursts"
-    assert not trust.synchronised(asks, 0).any() and trust.synchronised(asks.clear(), 1e-5).is_empty()
+    one_day = asks.with_columns(first=pl.lit(day))
+    assert not trust.synchronised(one_day, trust.usual_days([one_day]), 1e-5).any(), "a log of one day has no bursts"
+    assert not trust.synchronised(asks, usual, 0).any() and trust.synchronised(asks.clear(), usual, 1e-5).is_empty()
 
 
 def test_caps_keep_the_strongest_links() -> None:
