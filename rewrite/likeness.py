@@ -8,24 +8,37 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from rewrite.ngrams import ngram_counts
+from rewrite.ngrams import BITS, ngram_counts
+
+AT_ONCE = 20_000
+"""Texts, or pairs of them, that are looked at together: some 150 MB."""
 
 
 class Likeness:
-    """Character n-gram cosine, n-grams weighted by how rare they are among the texts given."""
+    """Character n-gram cosine, n-grams weighted by how rare they are among the texts given.
 
-    def __init__(self, texts: pl.Series):
-        counts = sparse.csr_matrix(ngram_counts(texts.to_list()), dtype=np.float64)
-        seen = np.bincount(counts.indices, minlength=counts.shape[1])
+    rows: of the texts that are asked about, sorted (None: all); `vectors` has a row for each.
+    """
+
+    def __init__(self, texts: pl.Series, rows: np.ndarray | None = None):
+        self._rows = np.arange(len(texts)) if rows is None else rows
+        seen, kept = np.zeros(1 << BITS, np.int64), [ngram_counts([])]
+        for start in range(0, len(texts), AT_ONCE):
+            some = ngram_counts(texts.slice(start, AT_ONCE).to_list())
+            seen += np.bincount(some.indices, minlength=len(seen))
+            first, end = np.searchsorted(self._rows, [start, start + AT_ONCE])
+            kept.append(some[self._rows[first:end] - start])
+        counts = sparse.csr_matrix(sparse.vstack(kept), dtype=np.float64)
         counts.data = (1 + np.log(counts.data)) * np.log((1 + len(texts)) / (1 + seen[counts.indices]))
         norm = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1)).ravel())
         self.vectors = sparse.csr_matrix(sparse.diags(1 / np.maximum(norm, 1e-12)) @ counts)
 
     def cosine(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Cosine of the texts at rows a and b, pair by pair."""
-        if len(a) == 0:
-            return np.zeros(0)
-        return np.asarray(self.vectors[a].multiply(self.vectors[b]).sum(axis=1)).ravel()
+        """Cosine of the texts at rows a and b of those given, pair by pair."""
+        a, b = np.searchsorted(self._rows, a), np.searchsorted(self._rows, b)
+        parts = [slice(start, start + AT_ONCE) for start in range(0, len(a), AT_ONCE)]
+        each = [np.asarray(self.vectors[a[p]].multiply(self.vectors[b[p]]).sum(axis=1)).ravel() for p in parts]
+        return np.concatenate([np.zeros(0), *each])
 
 
 def slot_values(slots: pl.Series) -> pl.Series:

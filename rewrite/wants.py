@@ -90,7 +90,7 @@ def weighed(into: pl.DataFrame, pool: Pool) -> pl.DataFrame:
     """`into` (with targets) and likeness, `score` (the goal's share of the source's evidence, a posterior mean), `a, b` (of that posterior,
     a Beta distribution), `wording` (the target has no interpretation)."""
     s, t = into["s"].to_numpy(), into["t"].to_numpy()
-    alike = Likeness(pool.texts["utterance"]).cosine(s, t)
+    alike = Likeness(pool.texts["utterance"], np.unique(np.concatenate([s, t]))).cosine(s, t)
     same_goal = (pool.column("goal")[s] == pool.column("goal")[t]) * pool.column("membership")[s]
     lost, extra = into["lost"].to_numpy(), into["extra"].to_numpy()
     features = np.stack([np.ones(len(s)), alike, alike**2, same_goal, lost > 0, np.minimum(extra, 3)], axis=1).astype(np.float64)
