@@ -3,12 +3,14 @@
 import hashlib
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewrite import text
+from rewrite import likeness, text
+from rewrite.likeness import Likeness
 
 
 @given(st.lists(st.one_of(st.none(), st.text()), max_size=30))
@@ -55,3 +57,14 @@ def test_texts_as_numbers_and_slots_as_objects():
     assert distinct.is_empty() and code.shape == (0,) and code.dtype == "int64"
     assert text.slots_object('{"a": 1}') == {"a": 1}
     assert [text.slots_object(s) for s in ("", "[1]", "{", "[" * 100_000)] == [None] * 4
+
+
+def test_likeness_is_of_all_texts_whoever_is_asked_about_and_however_many_at_once(monkeypatch) -> None:
+    texts = pl.Series(["turn on the light", "turn on the lights", "play jazz", "電気をつけて", "電気を消して", "", "turn off the light"])
+    a, b = np.array([0, 0, 3, 2, 5]), np.array([1, 2, 4, 2, 0])
+    whole = Likeness(texts).cosine(a, b)
+    assert whole[0] > whole[1] and whole[2] > 0.2 and whole[3] == pytest.approx(1) and whole[4] == 0
+    monkeypatch.setattr(likeness, "AT_ONCE", 2)
+    some = Likeness(texts, np.unique(np.concatenate([a, b])))
+    assert some.vectors.shape[0] == 6 and (some.cosine(a, b) == whole).all()
+    assert not len(some.cosine(a[:0], b[:0])) and Likeness(texts.clear()).vectors.shape[0] == 0
