@@ -8,10 +8,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from rewrite.ngrams import BITS, ngram_counts
-
-AT_ONCE = 20_000
-"""Texts, or pairs of them, that are looked at together: some 150 MB."""
+from rewrite.ngrams import AT_ONCE, BITS, ngram_counts
 
 
 class Likeness:

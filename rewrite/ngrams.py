@@ -8,7 +8,7 @@ text means the same in every locale, sample and shard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +16,8 @@ import scipy.sparse as sp
 BITS = 18
 """Vectors have 2**BITS columns: some 260,000 buckets for the 10,000s of n-grams of one locale."""
 
+AT_ONCE = 20_000
+"""Texts that are cut up together: some 150 MB."""
 _P = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
 _NEWLINE, _SPACE = 10, 32
@@ -48,6 +50,20 @@ def hash_texts(texts: Sequence[str]) -> np.ndarray:
 
 def ngram_counts(texts: Sequence[str]) -> sp.csr_matrix:
     """Character n-gram counts, shape (n, 2**BITS), float32."""
+    return _in_parts(_ngram_counts, texts)
+
+
+def words(texts: Sequence[str]) -> sp.csr_matrix:
+    """Which words (pairs of characters where the script has none) are in each text: 0/1, shape (n, 2**BITS), float32."""
+    return _in_parts(_words, texts)
+
+
+def _in_parts(count: Callable[[Sequence[str]], sp.csr_matrix], texts: Sequence[str]) -> sp.csr_matrix:
+    parts = [count(texts[start : start + AT_ONCE]) for start in range(0, max(1, len(texts)), AT_ONCE)]
+    return parts[0] if len(parts) == 1 else sp.csr_matrix(sp.vstack(parts))
+
+
+def _ngram_counts(texts: Sequence[str]) -> sp.csr_matrix:
     codes, starts = _codes(texts)
     if not len(texts):
         return _counts(np.zeros(0, np.int64), np.zeros(0, np.uint64), 0)
@@ -77,8 +93,7 @@ def ngram_counts(texts: Sequence[str]) -> sp.csr_matrix:
     return _counts(np.concatenate(rows), np.concatenate(found), len(texts))
 
 
-def words(texts: Sequence[str]) -> sp.csr_matrix:
-    """Which words (pairs of characters where the script has none) are in each text: 0/1, shape (n, 2**BITS), float32."""
+def _words(texts: Sequence[str]) -> sp.csr_matrix:
     codes, starts = _codes(texts)
     if not len(codes):
         return _counts(np.zeros(0, np.int64), np.zeros(0, np.uint64), len(texts))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewrite import likeness, text
+from rewrite import likeness, ngrams, text
 from rewrite.likeness import Likeness
 
 
@@ -64,7 +64,12 @@ def test_likeness_is_of_all_texts_whoever_is_asked_about_and_however_many_at_onc
     a, b = np.array([0, 0, 3, 2, 5]), np.array([1, 2, 4, 2, 0])
     whole = Likeness(texts).cosine(a, b)
     assert whole[0] > whole[1] and whole[2] > 0.2 and whole[3] == pytest.approx(1) and whole[4] == 0
-    monkeypatch.setattr(likeness, "AT_ONCE", 2)
+    counted = [f(texts.to_list()) for f in (ngrams.ngram_counts, ngrams.words)]
+    for module in (likeness, ngrams):
+        monkeypatch.setattr(module, "AT_ONCE", 2)
+    for one, f in zip(counted, (ngrams.ngram_counts, ngrams.words), strict=True):
+        parts = f(texts.to_list())
+        assert (one != parts).nnz == 0 and parts.dtype == one.dtype and parts.indices.dtype == one.indices.dtype
     some = Likeness(texts, np.unique(np.concatenate([a, b])))
     assert some.vectors.shape[0] == 6 and (some.cosine(a, b) == whole).all()
     assert not len(some.cosine(a[:0], b[:0])) and Likeness(texts.clear()).vectors.shape[0] == 0
