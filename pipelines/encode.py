@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
-from pipelines import engine, models, shards
+from pipelines import aside, engine, models, shards
 from pipelines.embed import READS
 from pipelines.shards import Shard
 from pipelines.store import FileEntry, Store
@@ -28,12 +28,12 @@ encoder = lru_cache(maxsize=3)(models.load_encoder)
 
 
 class Texts(beam.DoFn):
-    """Votes of whole users over the window -> who said what: (bucket of the key, [locale, key, users, linked])."""
+    """Votes of whole users over the window -> who said what: (bucket of the key, where [locale, key, users, linked] lies aside)."""
 
-    def __init__(self, store: Store):
-        self._store = store
+    def __init__(self, store: Store, attempt: str):
+        self._store, self._attempt = store, attempt
 
-    def process(self, shard: Shard) -> Iterable[tuple[int, bytes]]:
+    def process(self, shard: Shard) -> Iterable[tuple[str, bytes]]:
         votes = shards.read(self._store, shard, READS["votes"], categories=True).lazy()
         link = pl.col("kind") != "outcome"
         said = pl.concat(
@@ -45,8 +45,8 @@ class Texts(beam.DoFn):
         )
         texts = as_strings(said.group_by("locale", "key").agg(users=pl.col("user_key").n_unique(), linked=pl.col("linked").any()).collect())
         at = pl.Series("at", [zlib.crc32(k.encode()) % BUCKETS for k in texts["key"]], dtype=pl.Int64)
-        for (bucket,), part in texts.with_columns(at).partition_by("at", as_dict=True, include_key=False).items():
-            yield int(bucket), engine.to_ipc(part)
+        parts = texts.with_columns(at).partition_by("at", as_dict=True, include_key=False)
+        yield from aside.put(self._store, self._attempt, [(str(bucket), engine.to_ipc(part)) for (bucket,), part in parts.items()])
 
 
 class Missing(beam.DoFn):
@@ -55,9 +55,9 @@ class Missing(beam.DoFn):
     def __init__(self, store: Store, k: int, chunk: int, cached: dict[int, tuple[FileEntry, ...]], locales: tuple[str, ...] | None):
         self._store, self._k, self._chunk, self._cached, self._locales = store, k, chunk, cached, locales
 
-    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[tuple[int, bytes]]:
-        bucket, parts = element
-        texts = pl.concat([engine.frame(b) for b in parts])
+    def process(self, element: tuple[str, Iterable[bytes]]) -> Iterable[tuple[int, bytes]]:
+        bucket, places = int(element[0]), element[1]
+        texts = pl.concat([engine.frame(aside.get(self._store, place)) for place in places])
         texts = texts.group_by("locale", "key").agg(pl.col("users").sum(), pl.col("linked").any())
         if self._locales is not None:
             texts = texts.filter(pl.col("locale").is_in(self._locales))
@@ -130,7 +130,7 @@ class Embed(beam.PTransform):
         processes: bool,
     ):
         super().__init__()
-        self._texts, self._missing = Texts(store), Missing(store, k, chunk, cached, locales)
+        self._texts, self._missing = Texts(store, attempt), Missing(store, k, chunk, cached, locales)
         self._handler, self._keep = Encode(spec, device, processes=processes), Keep(store, attempt, partition)
 
     def expand(self, work: beam.PCollection[Shard]) -> beam.PCollection[dict[str, Any]]:

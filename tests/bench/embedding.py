@@ -17,7 +17,7 @@ import polars as pl
 from apache_beam.ml.inference.base import RunInference
 from goals import wordings  # beside this file
 
-from pipelines import encode, engine, models
+from pipelines import aside, encode, engine, models
 from pipelines.store import Store
 
 CHUNK = 2048
@@ -37,9 +37,10 @@ def run(n: int, spec: str) -> str:
     encoder = encode.encoder(spec, "auto")
     encoder.encode(texts[:64])  # whatever is built once
     frame = pl.DataFrame({"locale": ["en-US"] * n, "key": texts, "users": [9] * n, "linked": [False] * n})
-    said = [(i % 16, engine.to_ipc(part)) for i, part in enumerate(frame.iter_slices(-(-n // 16)))]
+    parts = [(str(i % 16), engine.to_ipc(part)) for i, part in enumerate(frame.iter_slices(-(-n // 16)))]
     with tempfile.TemporaryDirectory() as folder:
         store = Store(str(Path(folder) / "lake"))
+        said = list(aside.put(store, "bench", parts))
 
         def job() -> None:
             with beam.Pipeline() as p:
