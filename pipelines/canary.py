@@ -44,7 +44,7 @@ def settings(context: Context, as_of: date) -> dict[str, Any] | None:
 
 
 def try_out(store: Store, s: dict[str, Any] | None) -> tuple[list[Measure], dict[str, Any]]:
-    """The canary's measures of whole buckets of users, as many as `most` votes hold, and what the report shows of rewrites that
+    """The canary's measures of buckets of whole users, as many as `most` votes hold, and what the report shows of rewrites that
     were foretold: `reliability` and `trade_off`. Goals are not used: they know the later days."""
     from quality.canary import canary
     from rewrite import evidence, foresight, labels, pool, rewrites, trust

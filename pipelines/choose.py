@@ -36,7 +36,7 @@ class Sample(beam.DoFn):
         self._store, self._attempt = store, attempt
 
     def process(self, shard: Shard) -> Iterable[dict[str, Any]]:
-        votes = shards.read(self._store, shard, ["locale", "kind", "source", "target", "value", "intent"])
+        votes = shards.read(self._store, shard, ["user_key", "locale", "kind", "source", "target", "value", "intent"])
         links = pl.col("kind") != "outcome"
         known = votes.filter(~links & (pl.col("value") >= SERVED) & pl.col("intent").is_not_null())["locale"].unique()
         pairs = votes.filter(links & (pl.col("value") >= CONFIDENT) & (pl.col("source") != pl.col("target")))

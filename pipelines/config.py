@@ -198,7 +198,11 @@ class Gates:
         0.05, 0.2, "calibration error of labels on the window's last fifth (.01 to .03 in three worlds; each tenth of wrong labels adds .1)"
     )
     canary_votes: int = key(
-        2_000_000, "votes that the canary reads at most, whole buckets of users; 0: no canary", unit="votes", low=0, high=1_000_000_000
+        2_000_000,
+        "votes that the canary reads, in buckets of whole users, the last one to its end; 0: no canary",
+        unit="votes",
+        low=0,
+        high=1_000_000_000,
     )
 
 

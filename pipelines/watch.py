@@ -1,6 +1,6 @@
 """What a report shows of the votes of a window: news, the work list, who was doubted, and whether trained releases helped.
 
-Reads whole buckets of users until MOST_VOTES are read, so that counts of users can only be too low, never too high.
+Reads buckets of whole users until MOST_VOTES are read, so that counts of users can only be too low, never too high.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def gather(
     if not parts:
         return {}
     days = sorted(m.partition.removeprefix("date=") for m in votes if m.rows)
-    out: dict[str, Any] = {"buckets": [len(parts), len(shards.by_bucket(votes))], "days": [days[0], days[-1]]}
+    out: dict[str, Any] = {"buckets": [len(parts), len(shards.by_bucket(votes, MOST_VOTES))], "days": [days[0], days[-1]]}
     late = date.fromisoformat(days[-max(1, len(days) // LAST)])
     every = pl.concat(parts)
     counts = news.tally(every, late)

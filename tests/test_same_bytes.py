@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from running import contents, difference
 
+from pipelines import shards as pieces
 from pipelines import window
 from pipelines.cli import main
 
@@ -66,6 +67,7 @@ def test_shards_files_workers_and_row_order_change_nothing(whole, tmp_path_facto
         shuffled.filter(pl.Series(where == i)).write_parquet(folder / "log" / f"{i}.parquet", row_group_size=rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window, "BLOCK", max(1, log.height // min(shards, 8)))
+        patch.setattr(pieces, "PART", max(1, log.height // 16 // min(shards, 3)))
         mine(folder / "log", folder / "lake", f"{CONFIG}[run]\nshard_turns = {rows}\n", f"--workers={workers}")
     for name in DAILY:
         assert tables(folder / "lake", name, ONE) == tables(lake, name, ONE), name
