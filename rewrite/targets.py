@@ -17,6 +17,8 @@ FULL_USERS = 30
 """More users than this do not make a target better."""
 TARGETS_PER_GOAL = 30
 """So many of a goal's best texts are tried as the target."""
+AT_ONCE = 50_000
+"""Goals of sources whose targets are tried together: 1.5 million pairs of texts at most, some 500 MB."""
 IN_VAIN = 0.5
 """A text that half of its users said after another one failed them with the same meaning fails too: they gave up, and look
 served (6 of 6 such texts in two simulated logs; of those below, 7 of 44)."""
@@ -47,39 +49,41 @@ def with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFra
         .select("goal", t="id", worth="worth", t_text="utterance", t_numbers="numbers", t_values="values", t_known="known", t_means="means")
     )
     source = texts.select(s="id", s_text="utterance", s_numbers="numbers", s_values="values", s_means="means")
-    linked = pool.pairs.select("s", "t", pair_users="users")
-    pairs = (
-        into.select("s", "goal")
-        .join(shelf, on="goal")
-        .filter(pl.col("s") != pl.col("t"))
-        .join(source, on="s")
-        .join(linked, on=["s", "t"], how="left")
-        .with_columns(pl.col("pair_users").fill_null(0))
-    )
-    pairs = pairs.with_columns(
-        # the gate `entities_kept` asks this of the finished rows by means of its own, so that a fault here does not pass there
-        # what a source does not say it cannot lose: the slots of a text that fails may be of another request
-        _lost=_missing(pairs, "s_values", "t_text", "t_values", said="s_text"),
-        _extra=_missing(pairs, "t_values", "s_text", "s_values"),
-    )
-    block = (
-        pl.when(pl.col("s_means") == pl.col("t_means"))
-        .then(pl.lit("same_meaning"))
-        .when(pl.col("s_numbers") != pl.col("t_numbers"))
-        .then(pl.lit("number_changed"))
-        .when(pl.col("_lost") > 0)
-        .then(pl.lit("value_lost"))
-        .when(pl.col("t_known") <= pl.col("pair_users"))
-        .then(pl.lit("no_outside_users"))
-        .when((pl.col("t_known") - pl.col("pair_users") < options.scarce * pl.col("pair_users")) & pl.lit(_only_wording(pairs, pool)))
-        .then(pl.lit("no_other_wording"))
-    )
-    best = (
-        pairs.with_columns(blocked=block)
-        .sort("s", "goal", pl.col("blocked").is_not_null(), "_extra", "worth", "t", descending=[False, False, False, False, True, False])
-        .unique(["s", "goal"], keep="first", maintain_order=True)
-        .select("s", "goal", "t", "blocked", lost="_lost", extra="_extra")
-    )
+    linked, only_wording = pool.pairs.select("s", "t", pair_users="users"), _OnlyWording(pool)
+
+    def best_of(wanted: pl.DataFrame) -> pl.DataFrame:
+        """Of every (s, goal) the text of the shelf that is blocked by nothing and adds least to what was said."""
+        pairs = wanted.join(shelf, on="goal").filter(pl.col("s") != pl.col("t")).join(source, on="s")
+        pairs = pairs.join(linked, on=["s", "t"], how="left").with_columns(pl.col("pair_users").fill_null(0))
+        pairs = pairs.with_columns(
+            # the gate `entities_kept` asks this of the finished rows by means of its own, so that a fault here does not pass there
+            # what a source does not say it cannot lose: the slots of a text that fails may be of another request
+            _lost=_missing(pairs, "s_values", "t_text", "t_values", said="s_text"),
+            _extra=_missing(pairs, "t_values", "s_text", "s_values"),
+        )
+        block = (
+            pl.when(pl.col("s_means") == pl.col("t_means"))
+            .then(pl.lit("same_meaning"))
+            .when(pl.col("s_numbers") != pl.col("t_numbers"))
+            .then(pl.lit("number_changed"))
+            .when(pl.col("_lost") > 0)
+            .then(pl.lit("value_lost"))
+            .when(pl.col("t_known") <= pl.col("pair_users"))
+            .then(pl.lit("no_outside_users"))
+            .when((pl.col("t_known") - pl.col("pair_users") < options.scarce * pl.col("pair_users")) & pl.lit(only_wording.of(pairs)))
+            .then(pl.lit("no_other_wording"))
+        )
+        return (
+            pairs.with_columns(blocked=block)
+            .sort(
+                "s", "goal", pl.col("blocked").is_not_null(), "_extra", "worth", "t", descending=[False, False, False, False, True, False]
+            )
+            .unique(["s", "goal"], keep="first", maintain_order=True)
+            .select("s", "goal", "t", "blocked", lost="_lost", extra="_extra")
+        )
+
+    wanted = into.select("s", "goal")
+    best = pl.concat([best_of(wanted.slice(at, AT_ONCE)) for at in range(0, max(1, wanted.height), AT_ONCE)])
     # no text of the goal is a target: name the one that users went to, to say so
     by_votes = (
         pool.pairs.join(pool.texts.select(t="id", goal="goal"), on="t")
@@ -108,30 +112,39 @@ def with_targets(into: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFra
     )
 
 
-def _only_wording(pairs: pl.DataFrame, pool: Pool) -> pl.Series:
-    """Per row, whether nobody but new accounts said anything else (than s and t) that is understood as t is, or is of t's goal.
+class _OnlyWording:
+    """Whether nobody but new accounts said anything else (than s and t) that is understood as t is, or is of t's goal.
 
     What serves honest users is asked for in several wordings (all but .3 % of targets in six simulated logs); a ring has
     one. Rows whose target has no interpretation are let through: there a goal often is one wording.
     """
-    meaning = ["locale", "intent", "slots"]
-    known = pool.texts.select("id", "locale", "known")
-    meant = pool.meanings.select("id", "intent", "slots").join(known, on="id")
-    works = (pl.col("served") >= 0.5) & (pl.col("votes") > 0)  # what fails, or nobody was heard with, says nothing for the target
-    text = pool.texts.select("id", "locale", "intent", "slots", "known", "goal", works=works)
-    rows = (
-        pairs.select("s", "t", "goal")
-        .join(text.rename({"id": "t", "known": "t_known", "goal": "t_goal", "works": "t_works"}), on="t", how="left", maintain_order="left")
-        .join(text.select(s="id", s_known="known", s_goal="goal", s_works="works"), on="s", how="left", maintain_order="left")
-        .join(meant.group_by(meaning).agg(others=pl.col("known").sum()), on=meaning, how="left", maintain_order="left", nulls_equal=True)
-        .join(meant.select(*meaning, s="id", s_meant="known"), on=[*meaning, "s"], how="left", maintain_order="left", nulls_equal=True)
-        .join(text.filter("works").group_by("goal").agg(alike=pl.col("known").sum()), on="goal", how="left", maintain_order="left")
-        .with_columns(pl.col("others", "alike", "s_meant").fill_null(0))
-    )
-    others = pl.col("others") - pl.col("t_known") - pl.col("s_meant")
-    s_there, t_there = ((pl.col(f"{x}_goal") == pl.col("goal")) & pl.col(f"{x}_works") for x in ("s", "t"))
-    alike = pl.col("alike") - pl.when(t_there).then("t_known").otherwise(0) - pl.when(s_there).then("s_known").otherwise(0)
-    return rows.select(pl.col("intent").is_not_null() & (others <= 0) & (alike <= 0)).to_series()
+
+    def __init__(self, pool: Pool):
+        works = (pl.col("served") >= 0.5) & (pl.col("votes") > 0)  # what fails, or nobody was heard with, says nothing for the target
+        text = pool.texts.select("id", "locale", "intent", "slots", "known", "goal", works=works)
+        meant = pool.meanings.select("id", "intent", "slots").join(pool.texts.select("id", "locale", "known"), on="id")
+        self._meaning = ["locale", "intent", "slots"]
+        self._t = text.rename({"id": "t", "known": "t_known", "goal": "t_goal", "works": "t_works"})
+        self._s = text.select(s="id", s_known="known", s_goal="goal", s_works="works")
+        self._others = meant.group_by(self._meaning).agg(others=pl.col("known").sum())
+        self._meant = meant.select(*self._meaning, s="id", s_meant="known")
+        self._alike = text.filter("works").group_by("goal").agg(alike=pl.col("known").sum())
+
+    def of(self, pairs: pl.DataFrame) -> pl.Series:
+        """Boolean per row of `pairs` (s, t, goal)."""
+        rows = (
+            pairs.select("s", "t", "goal")
+            .join(self._t, on="t", how="left", maintain_order="left")
+            .join(self._s, on="s", how="left", maintain_order="left")
+            .join(self._others, on=self._meaning, how="left", maintain_order="left", nulls_equal=True)
+            .join(self._meant, on=[*self._meaning, "s"], how="left", maintain_order="left", nulls_equal=True)
+            .join(self._alike, on="goal", how="left", maintain_order="left")
+            .with_columns(pl.col("others", "alike", "s_meant").fill_null(0))
+        )
+        others = pl.col("others") - pl.col("t_known") - pl.col("s_meant")
+        s_there, t_there = ((pl.col(f"{x}_goal") == pl.col("goal")) & pl.col(f"{x}_works") for x in ("s", "t"))
+        alike = pl.col("alike") - pl.when(t_there).then("t_known").otherwise(0) - pl.when(s_there).then("s_known").otherwise(0)
+        return rows.select(pl.col("intent").is_not_null() & (others <= 0) & (alike <= 0)).to_series()
 
 
 def _missing(pairs: pl.DataFrame, values: str, text: str, other: str, said: str | None = None) -> pl.Series:
