@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from pipelines import engine
-from rewrite import contracts, evidence, success
+from rewrite import contracts, evidence, success, targets
 from rewrite.blocks import Blocks
 from rewrite.evidence import ASKED, Options, bucket_evidence, candidates, empty_votes, in_blocks, merge_evidence
 
@@ -199,7 +199,7 @@ def test_rewritten_links_and_outcomes_are_not_evidence_about_texts() -> None:
     assert mine(log).rewrites.filter(pl.col("target") == "lamp off").is_empty()
 
 
-def test_buckets_rows_and_order_change_nothing() -> None:
+def test_buckets_blocks_rows_and_order_change_nothing(monkeypatch) -> None:
     rng = np.random.default_rng(0)
     log = treated(0.9)
     for i in range(400):
@@ -225,6 +225,7 @@ def test_buckets_rows_and_order_change_nothing() -> None:
 
     merged = merge_evidence(parts, into=Blocks((), lambda n: engine.frame(files[n]), write))
     assert len(merged["asks"].parts) == 5 and all(block["s"].n_unique() > 1 for block in merged["asks"])
+    monkeypatch.setattr(targets, "AT_ONCE", 3)
     blocks = candidates(merged, goals, as_of=AS_OF)
     for name in contracts.CANDIDATES:
         assert getattr(one, name).equals(getattr(many, name)), name
