@@ -21,7 +21,7 @@ from rewrite.contracts import VOTES
 
 Tables = dict[str, bytes]  # table -> Arrow IPC buffer, or where it lies (`aside`)
 BLOCK = 8_000_000
-"""Votes of single users that are held at a time, some 2 GiB with all that is made of them: a month of 6 M turns is one block."""
+"""Votes whose single users are looked at together, some 1 GiB with all that is made of them: a month of 6 M turns is one block."""
 
 
 def manifests(context: Context, as_of: date, history: bool = False) -> list[Manifest]:
