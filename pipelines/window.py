@@ -101,9 +101,8 @@ class Reduce(beam.DoFn):
     def process(self, shard: Shard, learned: tuple[int, bytes]) -> Iterable[tuple[int, Tables]]:
         votes = shards.read(self._store, shard, VOTES.names, categories=True).drop("bucket")
         believed = trust.Trust(self._rules, learned[0], engine.frame(learned[1]))
-        found = evidence.bucket_evidence(votes, believed, self._since, self._tested)
-        blocks = {f"{name}/{n}": b for name in evidence.ASKED for n, b in enumerate(evidence.in_blocks(found.pop(name), self._blocks))}
-        yield 0, dict(aside.put(self._store, self._attempt, [(name, engine.to_ipc(t)) for name, t in (found | blocks).items()]))
+        found = evidence.in_blocks(evidence.bucket_evidence(votes, believed, self._since, self._tested), self._blocks)
+        yield 0, dict(aside.put(self._store, self._attempt, [(name, engine.to_ipc(t)) for name, t in found.items()]))
 
 
 class GatherEvidence(beam.PTransform):
@@ -158,15 +157,13 @@ def merged(store: Store, attempt: str, parts: Iterable[Tables | str], shards_sen
     def write(block: pl.DataFrame) -> bytes:
         return next(aside.put(store, attempt, [("", engine.to_ipc(block))]))[1]
 
-    def lies(blocks: int) -> Blocks:
-        return Blocks((), read, write) if blocks > 1 else Blocks()
-
+    several = Blocks((), read, write)
     if shards_sent:
         engine.accounted("shards of votes", shards_sent, len(found))
-        return evidence.merge_evidence(found, read, lies(sum(key.startswith(evidence.ASKED[0]) for key in found[0])))
+        return evidence.merge_evidence(found, read, several)
     kept: evidence.Evidence = {}
     for name, paths in itertools.groupby(store.list(str(found[0])), lambda path: path.split("/")[-2]):
         each = list(paths)
         frames = (engine.frame(store.get(path)) for path in each)
-        kept[name] = lies(len(each)).of(frames) if name in evidence.ASKED else next(frames)
+        kept[name] = (several if len(each) > 1 else Blocks()).of(frames) if name in evidence.ASKED else next(frames)
     return kept

@@ -38,7 +38,3 @@ class Blocks:
     def each(self, reduce: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
         """What every block comes down to, one after the other."""
         return pl.concat([reduce(block) for block in self])
-
-    def clear(self) -> Blocks:
-        """No rows."""
-        return Blocks((next(iter(self)).clear(),))

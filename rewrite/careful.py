@@ -46,11 +46,10 @@ BLOCK: Final = 4_000_000
 @dataclass(frozen=True)
 class Tested:
     """Per pair, natural logarithms: `log_e`, evidence that the target is better than leaving the source alone; `against`, that it
-    fails those it was served to. 0 is none; `users` whose want showed, live ones included."""
+    fails those it was served to. 0 is none."""
 
     log_e: np.ndarray
     against: np.ndarray
-    users: np.ndarray
 
 
 def ask_id() -> pl.Expr:
@@ -100,9 +99,9 @@ def test(pairs: pl.DataFrame, found: Blocks, pool: Pool, options: Options) -> Te
     usual = usual_days(block.select("s", "ask", first="date") for block in found)
     bound = np.maximum(pool.column("served_high")[pairs["s"].to_numpy()], LEAST)
     parts = [_gains(shown(pairs, block, usual, pool, options), bound, options) for block in found]
-    for_, against, users = (pl.concat(p) for p in zip(*parts, strict=True))
+    for_, against = (pl.concat(p) for p in zip(*parts, strict=True))
     if for_.is_empty():
-        return Tested(np.zeros(n), np.zeros(n), np.zeros(n, np.int64))
+        return Tested(np.zeros(n), np.zeros(n))
     versions = for_.group_by("version").agg(pl.col("day").min()).sort("day", "version")
     age = pl.col("version").replace_strict(versions["version"], pl.Series(range(versions.height), dtype=pl.Int64))
     log_e, before = wealth(for_.with_columns(age), 2 * n)
@@ -111,23 +110,22 @@ def test(pairs: pl.DataFrame, found: Blocks, pool: Pool, options: Options) -> Te
         log_e = np.maximum(log_e, before)
     treated = np.bincount(against["item"].to_numpy(), minlength=n) > 0
     log_e = np.where(treated, np.logaddexp(log_e[:n], log_e[n:]) - np.log(2), log_e[:n])  # a mean of e-values is one
-    return Tested(log_e, np.maximum(failed, 0), np.bincount(users["pair"].to_numpy(), users["users"].to_numpy(), n).astype(np.int64))
+    return Tested(log_e, np.maximum(failed, 0))
 
 
 test.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's
 
 
 def _gains(rows: pl.DataFrame, bound: np.ndarray, options: Options) -> list[pl.DataFrame]:
-    """Of some sources' users (`shown`), by pair: `grown` for the pair (item: the pair left alone, or number of pairs + pair live),
-    against those live (item: the pair), and `pair, users`. bound: of each pair, the largest share that the null allows."""
+    """Of some sources' users (`shown`): `grown` for each pair (item: the pair left alone, or number of pairs + pair live), and against
+    those live (item: the pair). bound: of each pair, the largest share that the null allows."""
     pair, live = rows["pair"].to_numpy(), rows["rewritten"].to_numpy()
     null = np.minimum(np.where(live, np.maximum(bound[pair], options.served), bound[pair]), 1 - 1e-6)
     win, loss = rows["win"].to_numpy() / MILLION, rows["loss"].to_numpy() / MILLION
     better = win * (1 - null) - loss * null
     at = rows.select("version", day=pl.col("date").to_physical(), item=pl.Series(pair + len(bound) * live, dtype=pl.Int64))
     at_live = at.filter(live).with_columns(pl.col("item") - len(bound))
-    users = rows.group_by("pair").agg(users=pl.len())
-    return [grown(at, better / null), grown(at_live, (-better / (1 - null))[live]), users]
+    return [grown(at, better / null), grown(at_live, (-better / (1 - null))[live])]
 
 
 def shown(pairs: pl.DataFrame, found: pl.DataFrame, usual: pl.DataFrame, pool: Pool, options: Options) -> pl.DataFrame:

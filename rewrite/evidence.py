@@ -176,28 +176,32 @@ def later_trials(parts: Iterable[pl.DataFrame], trust: Trust | None = None) -> p
     return pl.concat(tables)
 
 
-def in_blocks(table: pl.DataFrame, count: int) -> list[pl.DataFrame]:
-    """A table of `ASKED` cut by source, for every bucket in the same way. Blocks of one number are merged, and held, together."""
+def in_blocks(tables: dict[str, pl.DataFrame], count: int) -> dict[str, pl.DataFrame]:
+    """`bucket_evidence` with its `ASKED` tables cut by source into so many (`asks/0`, `asks/1`), for every bucket in the same way: blocks of
+    one number are merged, and held, together."""
     if count == 1:
-        return [table]
+        return tables
     block = pl.struct(pl.col("locale", "source").cast(pl.String)).hash() % count
-    parts = table.with_columns(block=block).partition_by("block", include_key=False, as_dict=True)
-    return [parts.get((n,), table.clear()) for n in range(count)]
+    out = {name: table for name, table in tables.items() if name not in ASKED}
+    for name in ASKED:
+        parts = tables[name].with_columns(block=block).partition_by("block", include_key=False, as_dict=True)
+        out |= {f"{name}/{n}": parts.get((n,), tables[name].clear()) for n in range(count)}
+    return out
 
 
 def merge_evidence(parts: Iterable[Any], read: Callable[[Any], pl.DataFrame] = lambda table: table, into: Blocks | None = None) -> Evidence:
     """Add the evidence of buckets up, whatever their order. An empty iterable gives empty tables.
 
-    parts: tables of `bucket_evidence` by name, `ASKED` ones maybe `in_blocks` (`asks/0`, `asks/1`); or what `read` makes a table of, so
-    few tables of all parts are held at a time. into: where blocks are to lie; None: in memory. In `asks` and `trials` the texts become
-    `s` and `t`, Int64 row numbers of `texts` (null: nobody said it in the window), and other strings Categorical.
+    parts: tables of `bucket_evidence` by name, maybe `in_blocks`; or what `read` makes a table of, so few tables of all parts are held at
+    a time. into: where several blocks are to lie; None: in memory. In `asks` and `trials` the texts become `s` and `t`, Int64 row numbers
+    of `texts` (null: nobody said it in the window), and other strings Categorical.
     """
     parts = list(parts) or [bucket_evidence(empty_votes())]
     found: Evidence = {name: _added(name, [read(p[name]) for p in parts]) for name in _TABLES if name not in ASKED}
     ids = as_categories(found["texts"].select("locale", "utterance")).with_row_index("id").with_columns(pl.col("id").cast(pl.Int64))
     for name in ASKED:
         blocks = [key for key in parts[0] if key.partition("/")[0] == name]
-        found[name] = (into or Blocks()).of(_numbered((read(p[key]) for p in parts), ids) for key in blocks)
+        found[name] = (into if into and len(blocks) > 1 else Blocks()).of(_numbered((read(p[key]) for p in parts), ids) for key in blocks)
     return found
 
 

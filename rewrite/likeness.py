@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from rewrite.ngrams import AT_ONCE, BITS, ngram_counts
+from rewrite.ngrams import AT_ONCE, ngram_counts
 
 
 class Likeness:
@@ -19,13 +19,9 @@ class Likeness:
 
     def __init__(self, texts: pl.Series, rows: np.ndarray | None = None):
         self._rows = np.arange(len(texts)) if rows is None else rows
-        seen, kept = np.zeros(1 << BITS, np.int64), [ngram_counts([])]
-        for start in range(0, len(texts), AT_ONCE):
-            some = ngram_counts(texts.slice(start, AT_ONCE).to_list())
-            seen += np.bincount(some.indices, minlength=len(seen))
-            first, end = np.searchsorted(self._rows, [start, start + AT_ONCE])
-            kept.append(some[self._rows[first:end] - start])
-        counts = sparse.csr_matrix(sparse.vstack(kept), dtype=np.float64)
+        every = ngram_counts(texts.to_list())
+        seen = np.bincount(every.indices, minlength=every.shape[1])
+        counts = sparse.csr_matrix(every[self._rows], dtype=np.float64)
         counts.data = (1 + np.log(counts.data)) * np.log((1 + len(texts)) / (1 + seen[counts.indices]))
         norm = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1)).ravel())
         self.vectors = sparse.csr_matrix(sparse.diags(1 / np.maximum(norm, 1e-12)) @ counts)

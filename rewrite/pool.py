@@ -33,6 +33,7 @@ LOWER = 0.05
 """Lower bounds are 5 % quantiles of the posterior, upper ones 95 %."""
 REACH = 1e-3
 """Smallest chain score that is looked at."""
+NO_REACH = pl.DataFrame(schema={"s": pl.Int64, "t": pl.Int64, "score": pl.Float64})
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,12 @@ def build(evidence: Evidence, goals: pl.DataFrame, options: Options, *, chained:
         .unique("id", keep="first", maintain_order=True)
         .select("id", "cause", "cause_probability")
     )
-    chain_of = asks if chained else asks.clear()
     return Pool(
         texts,
         meanings,
         asks,
         _pairs(asks),
-        reach(texts, chain_of),
+        reach(texts, asks) if chained else NO_REACH,
         _treated(evidence["treated"], texts, locales, pooled.curves),
         causes,
         evidence["trials"],
@@ -164,7 +164,7 @@ def _with_goals(texts: pl.DataFrame, goals: pl.DataFrame) -> pl.DataFrame:
 def of_some(pool: Pool, keep: Callable[[pl.DataFrame], pl.DataFrame], *, chained: bool = True) -> Pool:
     """The pool as if it had been asked no more than what `keep` leaves of `asks`; not `chained`: without `reach`."""
     asks = pool.asks.map(keep)
-    return replace(pool, asks=asks, pairs=_pairs(asks), reach=reach(pool.texts, asks) if chained else pool.reach.clear())
+    return replace(pool, asks=asks, pairs=_pairs(asks), reach=reach(pool.texts, asks) if chained else NO_REACH)
 
 
 def _pairs(asks: Blocks) -> pl.DataFrame:
@@ -180,7 +180,7 @@ def reach(texts: pl.DataFrame, asks: Blocks) -> pl.DataFrame:
         lambda a: a.filter("step", pl.col("value") >= STEP).with_columns(moved).group_by("s", "t").agg(pl.col("moved").sum())
     ).sort("s", "t")
     if step.is_empty():
-        return pl.DataFrame(schema={"s": pl.Int64, "t": pl.Int64, "score": pl.Float64})
+        return NO_REACH
     states = np.unique(np.concatenate([step["s"].to_numpy(), step["t"].to_numpy()]))
     s, t = (np.searchsorted(states, step[c].to_numpy()) for c in ("s", "t"))
     moved = sparse.csr_matrix((step["moved"].to_numpy() / MILLION, (s, t)), shape=(len(states), len(states)))

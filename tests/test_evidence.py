@@ -11,7 +11,7 @@ import pytest
 from pipelines import engine
 from rewrite import contracts, evidence, success, targets
 from rewrite.blocks import Blocks
-from rewrite.evidence import ASKED, Options, bucket_evidence, candidates, empty_votes, in_blocks, merge_evidence
+from rewrite.evidence import Options, bucket_evidence, candidates, empty_votes, in_blocks, merge_evidence
 
 DAY = dt.date(2026, 1, 5)
 AS_OF = dt.date(2026, 2, 1)
@@ -215,15 +215,13 @@ def test_buckets_blocks_rows_and_order_change_nothing(monkeypatch) -> None:
     shuffled = votes.sample(fraction=1, shuffle=True, seed=3).with_columns(bucket=pl.col("user_key").hash() % 16)
     parts = [bucket_evidence(p.drop("bucket")) for p in shuffled.partition_by("bucket")]
     many = candidates(merge_evidence(parts[::-1]), goals.reverse(), as_of=AS_OF)
-    for part in parts:
-        part |= {f"{name}/{n}": block for name in ASKED for n, block in enumerate(in_blocks(part.pop(name), 5))}
     files: list[bytes] = []  # blocks of sources that are not held
 
     def write(block: pl.DataFrame) -> int:
         files.append(engine.to_ipc(block))
         return len(files) - 1
 
-    merged = merge_evidence(parts, into=Blocks((), lambda n: engine.frame(files[n]), write))
+    merged = merge_evidence([in_blocks(part, 5) for part in parts], into=Blocks((), lambda n: engine.frame(files[n]), write))
     assert len(merged["asks"].parts) == 5 and all(block["s"].n_unique() > 1 for block in merged["asks"])
     monkeypatch.setattr(targets, "AT_ONCE", 3)
     blocks = candidates(merged, goals, as_of=AS_OF)
